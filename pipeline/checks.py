@@ -1,0 +1,69 @@
+"""Rules between settings that no single type or range can state.
+
+Each rule yields the setting to mend and what is wrong with it; :mod:`pipeline.recipe`
+adds the file and line.  Files on disk are checked in :mod:`pipeline.runner.inputs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline import schema
+
+
+def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
+    """All broken rules of a recipe as (setting, message), the first the most basic."""
+    for name in recipe.stages:
+        if name not in schema.ALL_STAGES:
+            yield "stages", f"there is no stage {name!r}; the stages are {', '.join(schema.ALL_STAGES)}"
+    yield from _curation(recipe.curate)
+    yield from _model(recipe.model)
+    for section in ("pretrain", "train", "align"):
+        settings = getattr(recipe, section)
+        if settings.global_batch_size % settings.micro_batch_size:
+            yield (
+                f"{section}.micro_batch_size",
+                f"{settings.micro_batch_size} does not divide {section}.global_batch_size = "
+                f"{settings.global_batch_size}",
+            )
+        if settings.warmup_steps >= settings.max_steps:
+            yield (
+                f"{section}.warmup_steps",
+                f"{settings.warmup_steps} leaves nothing of {section}.max_steps = {settings.max_steps}",
+            )
+    ports = (recipe.deploy.http_port, recipe.deploy.grpc_port, recipe.deploy.metrics_port)
+    if len(set(ports)) < 3:
+        yield "deploy.http_port", f"the three ports must differ; they are {', '.join(map(str, ports))}"
+    if recipe.gate.override_reason is not None and len(recipe.gate.override_reason.strip()) < 8:
+        yield "gate.override_reason", "give a reason that a reader of the record will understand"
+
+
+def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:
+    if not curate.sources:
+        yield "curate.sources", "names no source of documents; see the README, 'Your own documents'"
+    for index, source in enumerate(curate.sources):
+        if source.kind == "python-docs" and not source.packages:
+            yield (
+                f"curate.sources.{index}.packages",
+                "python-docs needs at least one package, e.g. [stdlib, numpy]",
+            )
+        if source.kind != "python-docs" and not source.path:
+            yield f"curate.sources.{index}.path", f"a {source.kind} source needs a path"
+    if curate.dedup.permutations % curate.dedup.bands:
+        yield (
+            "curate.dedup.bands",
+            f"{curate.dedup.bands} does not divide curate.dedup.permutations = {curate.dedup.permutations}",
+        )
+    if curate.validation_share + curate.test_share >= 1:
+        yield "curate.test_share", "validation and test together leave no training data"
+
+
+def _model(model: schema.Model) -> Iterator[tuple[str, str]]:
+    if model.base is not None:
+        return
+    if model.hidden_size % model.heads:
+        yield "model.heads", f"{model.heads} does not divide model.hidden_size = {model.hidden_size}"
+    if (model.hidden_size // model.heads) % 2:
+        yield "model.heads", "the width of a head (hidden_size / heads) must be even for rotary embeddings"
+    if model.heads % model.kv_heads:
+        yield "model.kv_heads", f"{model.kv_heads} does not divide model.heads = {model.heads}"

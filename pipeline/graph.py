@@ -1,0 +1,195 @@
+"""The stages, declared as data: what each one needs, runs in and leaves behind.
+
+A stage names the settings sections that it reads, the artifacts that it consumes (by the
+stage that publishes them), the toolchain it runs in and the files that prove that it
+produced what it promised.  :func:`resolve` turns the list of stages of one recipe into
+steps with their parents; nothing else in the controller knows one stage from another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kind of work.
+
+    ``version`` is raised by hand when the same settings and inputs would no longer give
+    the same output.  ``consumes`` maps the name under which the step finds an input to
+    the stages that can supply it, in order of preference; ``optional`` names may be
+    absent.  ``produces`` are the files and folders that a finished step must have.
+    ``live`` marks a stage whose product is a running server and not only files.
+    """
+
+    name: str
+    version: int
+    toolchain: str
+    sections: tuple[str, ...]
+    produces: tuple[str, ...]
+    consumes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    optional: tuple[str, ...] = ()
+    uses_base_model: bool = False
+    uses_documents: bool = False
+    live: bool = False
+    purpose: str = ""
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="curate",
+        version=1,
+        toolchain="core",
+        sections=("curate", "model"),
+        uses_documents=True,
+        uses_base_model=True,
+        produces=(
+            "pretrain/train.jsonl",
+            "sft/train.jsonl",
+            "preference/train.jsonl",
+            "tokenizer/tokenizer.json",
+            "report.json",
+        ),
+        purpose="raw documents to pre-training, instruction and preference data",
+    ),
+    Stage(
+        name="pretrain",
+        version=1,
+        toolchain="core",
+        sections=("model", "pretrain"),
+        consumes=(("data", ("curate",)),),
+        produces=("model.json", "model/config.json", "model/model.safetensors"),
+        purpose="a language model from scratch",
+    ),
+    Stage(
+        name="train",
+        version=1,
+        toolchain="core",
+        sections=("model", "train"),
+        consumes=(("data", ("curate",)), ("pretrain", ("pretrain",))),
+        optional=("pretrain",),
+        uses_base_model=True,
+        produces=("model.json",),
+        purpose="supervised fine-tuning on the instruction pairs",
+    ),
+    Stage(
+        name="align",
+        version=1,
+        toolchain="core",
+        sections=("model", "align"),
+        consumes=(("data", ("curate",)), ("pretrain", ("pretrain",)), ("train", ("train",))),
+        optional=("pretrain", "train"),
+        uses_base_model=True,
+        produces=("model.json",),
+        purpose="direct preference optimisation",
+    ),
+    Stage(
+        name="evaluate",
+        version=1,
+        toolchain="core",
+        sections=("model", "evaluate"),
+        consumes=(
+            ("data", ("curate",)),
+            ("pretrain", ("pretrain",)),
+            ("train", ("train",)),
+            ("align", ("align",)),
+        ),
+        optional=("pretrain", "train", "align"),
+        uses_base_model=True,
+        produces=("evaluation.json", "evaluation.md"),
+        purpose="base, fine-tuned and aligned model side by side on held-out data",
+    ),
+    Stage(
+        name="export",
+        version=1,
+        toolchain="serving",
+        sections=("model", "export"),
+        consumes=(
+            ("data", ("curate",)),
+            ("pretrain", ("pretrain",)),
+            ("train", ("train",)),
+            ("align", ("align",)),
+        ),
+        optional=("pretrain", "train", "align"),
+        uses_base_model=True,
+        produces=("bundle/config.json", "bundle/model.safetensors", "repository", "parity.json"),
+        purpose="one bundle and a Triton model repository",
+    ),
+    Stage(
+        name="deploy",
+        version=1,
+        toolchain="serving",
+        sections=("deploy",),
+        consumes=(("export", ("export",)),),
+        live=True,
+        produces=("deployment.json",),
+        purpose="a Triton server that answers",
+    ),
+)
+
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+# The gate stands between these two: figures of the first decide whether the second may start.
+GATE = ("evaluate", "export")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage in one recipe: ``parents`` maps input names to the stages that supply them."""
+
+    stage: Stage
+    parents: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        return self.stage.name
+
+
+def resolve(names: list[str], has_base_model: bool) -> tuple[Step, ...]:
+    """The steps of a recipe that lists these stages, in the order of the graph.
+
+    With a base model, pre-training is left out and the base takes its place.  Raises
+    :class:`UserError` for an unknown stage or one whose input no listed stage supplies.
+    """
+    for name in names:
+        if name not in BY_NAME:
+            raise UserError(f"stages: there is no stage {name!r}; the stages are {', '.join(BY_NAME)}")
+    chosen = [s for s in STAGES if s.name in names and not (has_base_model and s.name == "pretrain")]
+    present = {stage.name for stage in chosen}
+    steps = []
+    for stage in chosen:
+        parents = []
+        for input_name, suppliers in stage.consumes:
+            supplier = next((s for s in suppliers if s in present), None)
+            if supplier is not None:
+                parents.append((input_name, supplier))
+            elif input_name not in stage.optional:
+                raise UserError(
+                    f"stages: {stage.name} needs what {' or '.join(suppliers)} makes; add it to the recipe's stages"
+                )
+        models = {"pretrain", "train", "align"} & {p for _, p in parents}
+        if stage.uses_base_model and stage.name != "curate" and not models and not has_base_model:
+            raise UserError(
+                f"stages: {stage.name} needs a model: add pretrain to the stages, or set model.base"
+            )
+        steps.append(Step(stage, tuple(parents)))
+    return tuple(steps)
+
+
+def ancestors(steps: tuple[Step, ...], target: str) -> tuple[Step, ...]:
+    """The steps that ``target`` rests on, and itself, in order."""
+    by_name = {step.name: step for step in steps}
+    if target not in by_name:
+        raise UserError(f"this recipe has no stage {target!r}; its stages are {', '.join(by_name)}")
+    needed: set[str] = set()
+    waiting = [target]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting.extend(parent for _, parent in by_name[name].parents)
+            if name == GATE[1] and GATE[0] in by_name:
+                waiting.append(GATE[0])
+    return tuple(step for step in steps if step.name in needed)

@@ -1,0 +1,36 @@
+"""Start one step: ``python -m pipeline.stages WORK/job.json`` inside its toolchain.
+
+Exit status 0: ``output/`` and ``result.json`` are complete.  2: the user's mistake, told
+in an ``error`` event.  Anything else: the step broke; its log has the traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+import traceback
+from pathlib import Path
+
+from pipeline.stages.step import InputError, Step
+
+
+def main() -> int:
+    step = Step.load(Path(sys.argv[1]))
+    try:
+        module = importlib.import_module(f"pipeline.stages.{step.stage}")
+        module.run(step)
+    except InputError as error:
+        step.error(str(error))
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        traceback.print_exc()
+        sys.stderr.flush()
+        return 28  # ENOSPC: an event could not be written either
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""NeMo Curator's stages over shards of raw documents, in a pool of processes.
+
+The stage objects are Curator's own ``ProcessingStage``s, each given one ``DocumentBatch``
+a shard; any of its executors would drive them the same way.  Its default executor
+refuses machines with two cores, and a Ray cluster takes longer to start than this corpus
+takes to clean, so on one machine a process pool drives them.
+
+A finished shard is renamed into place with its drop counts, so an interrupted run does
+only the unfinished ones again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.schema import CurateFilters
+from pipeline.stages.curate.redact import redact
+from pipeline.stages.step import Step, read_jsonl, write_json, write_jsonl
+
+
+def clean_shards(
+    step: Step, raw: list[Path], filters: CurateFilters, kinds: list[str], workers: int
+) -> tuple[list[Path], Counter[str], Counter[str]]:
+    """Clean, filter and redact every shard.
+
+    Returns the cleaned shards in order, the number of documents dropped by each filter,
+    and the number of replacements of each kind of personal data.
+    """
+    folder = step.state / "clean"
+    folder.mkdir(exist_ok=True)
+    dropped: Counter[str] = Counter()
+    redacted: Counter[str] = Counter()
+    targets = [folder / path.name for path in raw]
+    waiting = [(source, target) for source, target in zip(raw, targets, strict=True) if not target.exists()]
+    work = partial(_clean_shard, filters=filters, kinds=kinds)
+    with ProcessPoolExecutor(workers) as pool:
+        for done, _ in enumerate(pool.map(work, *zip(*waiting, strict=True)) if waiting else (), start=1):
+            step.progress(len(raw) - len(waiting) + done, len(raw), "shards")
+    for target in targets:
+        counts = json.loads(_counts_file(target).read_text(encoding="utf-8"))
+        dropped.update(counts["dropped"])
+        redacted.update(counts["redacted"])
+    return targets, dropped, redacted
+
+
+@cache
+def curator_stages(**thresholds: Any) -> list[tuple[str, Any]]:
+    """(name, Curator stage) pairs: Unicode repair, then the filters of the recipe."""
+    from nemo_curator.stages.text.filters import ScoreFilter
+    from nemo_curator.stages.text.filters.heuristic import (
+        MeanWordLengthFilter,
+        NonAlphaNumericFilter,
+        SymbolsToWordsFilter,
+        WordCountFilter,
+    )
+    from nemo_curator.stages.text.filters.heuristic.repetition import RepeatedLinesFilter
+    from nemo_curator.stages.text.modifiers import Modify
+    from nemo_curator.stages.text.modifiers.unicode import UnicodeReformatter
+
+    f = CurateFilters(**thresholds)
+    filters = [
+        WordCountFilter(min_words=f.min_words, max_words=f.max_words),
+        MeanWordLengthFilter(f.min_mean_word_length, f.max_mean_word_length),
+        SymbolsToWordsFilter(f.max_symbol_to_word),
+        NonAlphaNumericFilter(f.max_non_alpha_numeric),
+        # Curator scores the share of lines that are unique, and keeps from a share upwards.
+        RepeatedLinesFilter(1.0 - f.max_repeated_lines),
+    ]
+    stages: list[tuple[str, Any]] = [
+        ("UnicodeReformatter", Modify(UnicodeReformatter(explain=False), input_fields="text"))
+    ]
+    return stages + [(type(each).__name__, ScoreFilter(each, text_field="text")) for each in filters]
+
+
+def _clean_shard(source: Path, target: Path, *, filters: CurateFilters, kinds: list[str]) -> None:
+    import pandas as pd
+    from nemo_curator.tasks import DocumentBatch
+
+    frame = pd.DataFrame(read_jsonl(source))
+    dropped: Counter[str] = Counter()
+    for name, stage in curator_stages(**vars(filters)):
+        if frame.empty:
+            break
+        before = len(frame)
+        batch = stage.process(DocumentBatch(dataset_name="documents", data=frame))
+        frame = frame.iloc[:0] if batch is None else batch.to_pandas()
+        dropped[name] += before - len(frame)
+    records = frame.to_dict("records")
+    redacted: Counter[str] = Counter()
+    for record in records:
+        record["text"] = redact(record["text"], kinds, redacted)
+        record["arguments"] = list(record["arguments"])
+    write_json(_counts_file(target), {"dropped": dropped, "redacted": redacted})
+    part = target.with_suffix(".part")
+    write_jsonl(part, records)
+    os.replace(part, target)
+
+
+def _counts_file(shard: Path) -> Path:
+    return shard.with_suffix(".counts.json")

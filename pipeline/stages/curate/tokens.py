@@ -1,0 +1,92 @@
+"""The tokenizer: byte-level BPE trained on the training split, with a chat template.
+
+Saved with the class name that transformers 4.57 and 5 both know.  The template is ChatML
+(``<|im_start|>role``, content, ``<|im_end|>``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.stages.step import InputError, write_json
+
+END_OF_TEXT, PAD, TURN_START, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
+SPECIALS = [END_OF_TEXT, PAD, TURN_START, TURN_END]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int, folder: Path) -> None:
+    """Train byte-level BPE on the texts and save it as a Hugging Face folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": context,
+            "bos_token": END_OF_TEXT,
+            "eos_token": TURN_END,
+            "pad_token": PAD,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
+
+
+def copy_tokenizer(base: Path, folder: Path) -> None:
+    """Save a base model's tokenizer, with our chat template where it has none.
+
+    Raises :class:`InputError` where the tokenizer has no end-of-sequence token.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    if tokenizer.eos_token is None:
+        raise InputError(f"model.base: the tokenizer in {base} names no eos_token")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        if any(
+            tokenizer.convert_tokens_to_ids(t) in (None, tokenizer.unk_token_id)
+            for t in (TURN_START, TURN_END)
+        ):
+            raise InputError(
+                f"model.base: the tokenizer in {base} has neither a chat template nor the tokens "
+                f"{TURN_START} and {TURN_END} that ours needs; add a chat template to it"
+            )
+        tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    template = folder / "chat_template.jinja"
+    if template.exists():  # transformers 5 writes a file of its own, which 4.57's OpenVINO path ignores
+        config["chat_template"] = template.read_text(encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def count_tokens(folder: Path, texts: list[str]) -> int:
+    """The number of tokens of the texts, special tokens not counted."""
+    from tokenizers import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return sum(len(e.ids) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False))

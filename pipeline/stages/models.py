@@ -1,0 +1,111 @@
+"""Models between stages: Hugging Face folders, and adapters over an earlier stage's model.
+
+Every stage that makes a model publishes ``model.json`` beside it:
+
+* ``{"kind": "full", "path": "model"}``: a Hugging Face folder (``config.json``,
+  ``model.safetensors``, fp32), or
+* ``{"kind": "adapter", "path": "adapter", "parent": "train"}``: a PEFT LoRA folder
+  (``adapter_config.json``, ``adapter_model.safetensors``) over the model of an earlier
+  stage (``pretrain``, ``train`` or ``base``, the user's own folder).
+
+:func:`model_folder` gives the plain Hugging Face folder of either.  It merges adapters
+itself because the serving toolchain has no PEFT and the result must not depend on the
+toolchain that merges: ``W + (alpha / rank) * B @ A`` in fp32 (Hu et al. 2021, section 4.1).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.stages.step import InputError, Step
+
+MODEL_STAGES = ("pretrain", "train", "align")
+
+
+def available_models(step: Step) -> list[str]:
+    """The models that this step can reach, oldest first, e.g. ``["pretrain", "train"]``."""
+    names = [name for name in MODEL_STAGES if name in step.inputs]
+    return ["base", *names] if step.base_model else names
+
+
+def latest_model(step: Step) -> str:
+    """The model that this step goes on from: the last of :func:`available_models`."""
+    return available_models(step)[-1]
+
+
+def tokenizer_folder(step: Step) -> Path:
+    """The tokenizer's Hugging Face folder (curation publishes it in every recipe)."""
+    return step.inputs["data"] / "tokenizer"
+
+
+def load_tokenizer(step: Step) -> Any:
+    """The tokenizer, as the class that transformers 4.57 and 5 both know."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(tokenizer_folder(step))
+
+
+def model_folder(step: Step, name: str) -> Path:
+    """A plain Hugging Face folder of the named model, adapters merged.
+
+    A merged copy is made once under the step's ``state/`` and reused on resume.
+    Raises :class:`InputError` when the user's own base model has no weights.
+    """
+    if name == "base":
+        assert step.base_model is not None
+        if not any(step.base_model.glob("*.safetensors")):
+            raise InputError(f"model.base: {step.base_model} holds no *.safetensors weights")
+        return step.base_model
+    artifact = step.inputs[name]
+    record = json.loads((artifact / "model.json").read_text(encoding="utf-8"))
+    if record["kind"] == "full":
+        return artifact / str(record["path"])
+    merged = step.state / f"merged-{name}"
+    if not merged.exists():
+        part = step.state / f"merged-{name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        merge_adapter(model_folder(step, record["parent"]), artifact / record["path"], part)
+        part.rename(merged)
+    return merged
+
+
+def read_weights(folder: Path) -> dict[str, Any]:
+    """All tensors of a folder's safetensors shards, by name."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Any] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        tensors.update(load_file(shard))
+    return tensors
+
+
+def merge_adapter(base: Path, adapter: Path, target: Path) -> None:
+    """Write to ``target`` the model of ``base`` with the LoRA ``adapter`` added to its weights.
+
+    Raises ``KeyError`` when the adapter names a layer that the base does not have.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    scale = config["lora_alpha"] / config["r"]
+    weights = read_weights(base)
+    deltas = load_file(adapter / "adapter_model.safetensors")
+    for key in [k for k in deltas if k.endswith(".lora_A.weight")]:
+        layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        down = deltas[key].to(torch.float32)
+        up = deltas[key.replace(".lora_A.", ".lora_B.")].to(torch.float32)
+        name = f"{layer}.weight"
+        weights[name] = (weights[name].to(torch.float32) + scale * (up @ down)).to(weights[name].dtype)
+    target.mkdir(parents=True)
+    for file in base.iterdir():
+        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
+            shutil.copy2(file, target / file.name)
+    save_file(
+        {k: v.contiguous() for k, v in weights.items()},
+        target / "model.safetensors",
+        metadata={"format": "pt"},
+    )

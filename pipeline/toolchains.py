@@ -1,0 +1,192 @@
+"""Toolchains: named, pinned environments, one per set of libraries that can live together.
+
+    python3 -m pipeline.toolchains create core     # what `make env-core` runs
+
+``configs/toolchains/NAME.in`` says what is wanted and why, ``NAME.lock`` pins every
+package, transitive ones included, and ``.venvs/NAME`` is made from the lock.  A stamp in
+the environment holds the lock's digest: the same digest means there is nothing to do,
+and pip is not called.  Standard library only: this runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import LifecycleError, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("controller", "core", "serving", "dev")
+NEEDS_GB = {"controller": 0.2, "core": 6.0, "serving": 6.0, "dev": 0.5}
+STAMP = ".lock-digest"
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """One environment: its lock and the folder it is installed in."""
+
+    name: str
+    root: Path = ROOT
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "configs" / "toolchains" / f"{self.name}.lock"
+
+    @property
+    def folder(self) -> Path:
+        return Path(os.environ.get("LIFECYCLE_VENVS", self.root / ".venvs")) / self.name
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    def lock_digest(self) -> str:
+        """SHA-256 of the lock, which names the exact content of the environment."""
+        return hashlib.sha256(self.lock.read_bytes()).hexdigest()
+
+    def ready(self) -> bool:
+        """Whether the environment was completed from the lock as it is now."""
+        stamp = self.folder / STAMP
+        return stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == self.lock_digest()
+
+    def require(self) -> None:
+        """Raise :class:`UserError` unless the environment is there and up to date."""
+        if not self.ready():
+            state = "does not match its lock" if self.folder.exists() else "is not installed"
+            raise UserError(f"the {self.name} toolchain {state}: run `make env-{self.name}`")
+
+    def site_packages(self) -> Path:
+        """Where the environment's packages lie."""
+        return (
+            self.folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        )
+
+    def python_version(self) -> str:
+        """The interpreter's full version, from the environment's own record."""
+        text = (self.folder / "pyvenv.cfg").read_text(encoding="utf-8")
+        found = re.search(r"^version\s*=\s*(\S+)", text, re.MULTILINE)
+        return found.group(1) if found else "unknown"
+
+
+def create(toolchain: Toolchain) -> None:
+    """Make the environment from its lock; does nothing where it is up to date.
+
+    Raises :class:`UserError` for the wrong Python or too little disk and
+    :class:`LifecycleError` with the package's name and what to do when pip fails.
+    """
+    if toolchain.ready():
+        return
+    if sys.version_info[:2] != (3, 11):
+        raise UserError(
+            f"Python 3.11 is needed, this is {sys.version.split()[0]} ({sys.executable}); "
+            "name the right one: make PYTHON=/path/to/python3.11"
+        )
+    toolchain.folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(toolchain.folder.parent).free / 1e9
+    if free < NEEDS_GB[toolchain.name]:
+        raise UserError(
+            f"the {toolchain.name} toolchain needs {NEEDS_GB[toolchain.name]:.0f} GB of disk, "
+            f"{free:.1f} GB are free in {toolchain.folder.parent}"
+        )
+    started = time.monotonic()
+    count = len(pins(toolchain.lock))
+    print(f"{toolchain.name}: installing {count} pinned packages into {toolchain.folder} ...", flush=True)
+    shutil.rmtree(toolchain.folder, ignore_errors=True)
+    _call([sys.executable, "-m", "venv", str(toolchain.folder)], toolchain)
+    # torch alone and first, with what its build needs: a later package that wants "torch"
+    # would otherwise choose the build.  Then everything else exactly as pinned; resolving
+    # again could only fail, since some packages' stated ranges are narrower than what works.
+    pip = [
+        str(toolchain.python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-compile",
+    ]
+    if "torch" in pins(toolchain.lock):
+        _call([*pip, "-c", str(toolchain.lock), f"torch=={pins(toolchain.lock)['torch']}"], toolchain)
+    _call([*pip, "--no-deps", "-r", str(toolchain.lock)], toolchain)
+    (toolchain.folder / STAMP).write_text(toolchain.lock_digest() + "\n", encoding="utf-8")
+    print(f"{toolchain.name}: ready in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def pins(lock: Path) -> dict[str, str]:
+    """Package name to pinned version, as a lock states them."""
+    found = {}
+    for line in lock.read_text(encoding="utf-8").splitlines():
+        match = re.match(r"^([A-Za-z0-9._-]+)==([^\s;]+)", line)
+        if match:
+            found[match.group(1).lower()] = match.group(2)
+    return found
+
+
+def failure_advice(output: str) -> str:
+    """What went wrong in pip's output, and what to do, in one or two sentences."""
+    patterns = (
+        (
+            r"No matching distribution found for (\S+)",
+            "is not to be had for this Python and platform from the index that pip is set up to use",
+        ),
+        (
+            r"Could not find a version that satisfies the requirement (\S+)",
+            "is not to be had from the index that pip is set up to use",
+        ),
+        (
+            r"Failed building wheel for (\S+)",
+            "could not be built; a C compiler and the Python headers are needed (Debian: build-essential python3-dev)",
+        ),
+        (
+            r"Failed to build (?:installable wheels for some pyproject.toml based projects \()?([\w.-]+)",
+            "could not be built; a C compiler and the Python headers are needed (Debian: build-essential python3-dev)",
+        ),
+        (
+            r"No space left on device()",
+            "there was no disk space left; free some, or set LIFECYCLE_VENVS to a larger disk",
+        ),
+    )
+    for pattern, meaning in patterns:
+        found = re.search(pattern, output)
+        if found:
+            return f"{found.group(1)} {meaning}".strip()
+    if re.search(r"(ReadTimeout|ConnectionError|NewConnectionError|Max retries|Temporary failure)", output):
+        return "the package index could not be reached; check the network or pip's proxy settings"
+    lines = [line for line in output.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "pip gave no reason"
+
+
+def _call(command: list[str], toolchain: Toolchain) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        log = toolchain.folder.parent / f"{toolchain.name}-install.log"
+        log.write_text(done.stdout, encoding="utf-8")
+        raise LifecycleError(
+            f"the {toolchain.name} toolchain could not be installed: {failure_advice(done.stdout)}.\n"
+            f"Mend that and run `make env-{toolchain.name}` again; pip's whole output is in {log}"
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """``create NAME ...``; exit status 2 for a user's mistake, 1 when pip failed."""
+    if len(arguments) < 2 or arguments[0] != "create" or not set(arguments[1:]) <= set(NAMES):
+        print(f"usage: python -m pipeline.toolchains create {{{','.join(NAMES)}}} ...", file=sys.stderr)
+        return 2
+    try:
+        for name in arguments[1:]:
+            create(Toolchain(name))
+    except LifecycleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""The stages as data: order, parents and what a recipe may leave out."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import graph, schema
+from pipeline.errors import UserError
+
+
+def names(steps: tuple[graph.Step, ...]) -> list[str]:
+    return [step.name for step in steps]
+
+
+def test_every_stage_of_the_schema_is_declared_and_reads_real_sections() -> None:
+    assert names(graph.resolve(schema.ALL_STAGES, False)) == schema.ALL_STAGES
+    sections = schema.hints(schema.Recipe)
+    for stage in graph.STAGES:
+        assert set(stage.sections) <= set(sections)
+        assert stage.produces
+
+
+def test_parents_come_before_children() -> None:
+    seen: set[str] = set()
+    for step in graph.resolve(schema.ALL_STAGES, False):
+        assert {parent for _, parent in step.parents} <= seen
+        seen.add(step.name)
+
+
+def test_a_base_model_takes_the_place_of_pretraining() -> None:
+    steps = graph.resolve(schema.ALL_STAGES, True)
+    assert "pretrain" not in names(steps)
+    train = next(step for step in steps if step.name == "train")
+    assert train.parents == (("data", "curate"),)
+
+
+def test_alignment_may_be_left_out() -> None:
+    steps = graph.resolve(["curate", "pretrain", "train", "export"], False)
+    assert dict(steps[-1].parents) == {"data": "curate", "pretrain": "pretrain", "train": "train"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        (["pretrain"], "needs what curate makes"),
+        (["curate", "train"], "needs a model"),
+        (["deploy"], "export"),
+    ],
+)
+def test_a_stage_without_its_input_is_refused(stages: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        graph.resolve(stages, False)
+
+
+def test_ancestors_bring_the_gate_along() -> None:
+    steps = graph.resolve(schema.ALL_STAGES, False)
+    assert names(graph.ancestors(steps, "train")) == ["curate", "pretrain", "train"]
+    assert "evaluate" in names(graph.ancestors(steps, "export"))

@@ -1,0 +1,130 @@
+"""Recipes: layers, overrides, and errors that name the file, the line and the right key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import recipe as recipes
+from pipeline.errors import UserError
+
+SOURCES = "curate:\n  sources:\n    - {kind: python-docs, packages: [stdlib]}\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "configs" / "sites").mkdir(parents=True)
+    (tmp_path / "configs" / "train").mkdir()
+    (tmp_path / "configs" / "sites" / "local.yaml").write_text("threads: 2\n")
+    (tmp_path / "configs" / "train" / "quick.yaml").write_text("# a comment\nlr: 5e-4\nmax_steps: 100\n")
+    write(tmp_path, SOURCES)
+    return tmp_path
+
+
+def write(root: Path, text: str, name: str = "small") -> None:
+    (root / "recipes" / f"{name}.yaml").write_text(text)
+
+
+def refuse(root: Path, overrides: str = "", name: str = "small") -> str:
+    with pytest.raises(UserError) as caught:
+        recipes.load(name, root, overrides)
+    assert caught.value.exit_status == 2
+    return str(caught.value)
+
+
+def test_layers_override_each_other_in_order(root: Path) -> None:
+    write(root, "use: {train: quick}\ntrain:\n  max_steps: 200\n" + SOURCES)
+    loaded = recipes.load("small", root, "train.max_steps=300")
+    assert loaded.settings.train.lr == 5e-4  # YAML 1.1 alone would read this as text
+    assert loaded.settings.train.max_steps == 300
+    assert loaded.settings.site.threads == 2
+    layers = [(str(origin), value) for origin, value in loaded.history["train.max_steps"]]
+    assert layers == [("configs/train/quick.yaml:3", 100), ("recipes/small.yaml:3", 200), ("SET", 300)]
+    assert str(loaded.origin("train.beta2")) == "default"
+
+
+def test_unknown_recipe_suggests_the_nearest(root: Path) -> None:
+    assert "did you mean 'small'?" in refuse(root, name="smal")
+
+
+def test_misspelt_key_names_file_line_and_nearest(root: Path) -> None:
+    write(root, SOURCES + "train:\n  max_steps: 10\n  weigth_decay: 0.1\n")
+    message = refuse(root)
+    assert message.startswith("recipes/small.yaml:6: train.weigth_decay: unknown key")
+    assert "did you mean 'weight_decay'?" in message
+
+
+def test_misspelt_key_in_a_configs_file_names_that_file(root: Path) -> None:
+    (root / "configs" / "train" / "quick.yaml").write_text("lr: 1e-3\nbeta: 0.9\n")
+    write(root, "use: {train: quick}\n" + SOURCES)
+    message = refuse(root)
+    assert message.startswith("configs/train/quick.yaml:2: train.beta: unknown key")
+
+
+def test_a_key_of_another_section_is_pointed_at(root: Path) -> None:
+    assert "there is align.label_smoothing" in refuse(root, "train.label_smoothing=0.1")
+
+
+def test_misspelt_key_inside_a_list_of_sources(root: Path) -> None:
+    write(root, "curate:\n  sources:\n    - kind: jsonl\n      path: a.jsonl\n      text_feild: body\n")
+    message = refuse(root)
+    assert message.startswith("recipes/small.yaml:5: curate.sources.0.text_feild")
+    assert "'text_field'" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.lr=fast", "train.lr: expected a number"),
+        ("train.max_steps=1.5", "train.max_steps: expected a whole number"),
+        ("train.max_steps=0", "must be at least 1"),
+        ("train.lr=-1", "must be more than 0"),
+        ("train.lr=.nan", "not a finite number"),
+        ("train.peft=lorra", "did you mean 'lora'?"),
+        ("train=3", "is a section"),
+        ("trian.lr=1", "did you mean 'train'?"),
+        ("bogus=1", "unknown key"),
+        ("train.lr", "expected KEY=VALUE"),
+        ("train.micro_batch_size=7", "does not divide"),
+        ("model.heads=3", "does not divide model.hidden_size"),
+        ("stages=[curate,trian]", "no stage 'trian'"),
+        ("curate.sources=[]", "names no source"),
+        ("curate.sources=5", "expected a list of sources"),
+        ("curate.sources=[{kind: tape}]", "not one of: python-docs, jsonl, text"),
+        ("gate.override_reason=ok", "give a reason"),
+        ("deploy.http_port=8001", "ports must differ"),
+    ],
+)
+def test_wrong_values_are_refused(root: Path, override: str, words: str) -> None:
+    assert words in refuse(root, f"'{override}'")
+
+
+def test_wrong_type_in_a_file_names_the_line(root: Path) -> None:
+    write(root, SOURCES + "train:\n  lr: quick\n")
+    assert refuse(root).startswith("recipes/small.yaml:5: train.lr: expected a number")
+
+
+def test_range_error_in_a_source_names_its_own_line(root: Path) -> None:
+    write(root, "curate:\n  sources:\n    - kind: jsonl\n      path: a\n      max_documents: -3\n")
+    assert refuse(root).startswith("recipes/small.yaml:5: curate.sources.0.max_documents: -3 is out of range")
+
+
+def test_broken_yaml_names_the_line(root: Path) -> None:
+    write(root, "train:\n  lr: [1\nalign: 2\n")
+    assert "recipes/small.yaml:3" in refuse(root) or "recipes/small.yaml:2" in refuse(root)
+
+
+def test_unknown_section_choice_lists_what_is_there(root: Path) -> None:
+    write(root, "use: {train: quik}\n" + SOURCES)
+    message = refuse(root)
+    assert "configs/train/quik.yaml" in message
+    assert "did you mean 'quick'?" in message
+
+
+def test_interpolation_is_resolved_and_a_wrong_one_is_told(root: Path) -> None:
+    write(root, SOURCES + "train: {lr: 2e-3}\nalign:\n  lr: ${train.lr}\n")
+    assert recipes.load("small", root).settings.align.lr == 2e-3
+    write(root, SOURCES + "align:\n  lr: ${train.nothing}\n")
+    assert "align.lr" in refuse(root)
