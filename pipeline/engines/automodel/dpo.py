@@ -1,0 +1,168 @@
+"""Preference training: a recipe class on the same engine.
+
+The reference policy is the model as training found it: its log-probabilities are computed
+once, before the first step, and kept, so no second model stands in memory and AutoModel's
+state tracking sees one model only.  With LoRA they are those of the policy with its
+adapter off.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from nemo_automodel.components.loggers.metric_logger import MetricsSample
+from safetensors.torch import load_file, save_file
+
+from pipeline.engines.automodel.dpo_loss import dpo_loss, sequence_log_probabilities
+from pipeline.engines.automodel.examples import IGNORED
+from pipeline.engines.automodel.recipe import NextTokenRecipe
+from pipeline.schema import Align
+from pipeline.stages.step import Step
+
+
+class DpoRecipe(NextTokenRecipe):
+    """Direct preference optimisation on (chosen, rejected) pairs."""
+
+    loss_name = "DPO loss"
+
+    def prefer(self, step: Step, settings: Align, kinds: list[str], cache: Path) -> None:
+        """The settings of the loss, the kind of each validation pair, and where the reference is kept."""
+        self._dpo = settings
+        self._kinds = kinds
+        self._cache = cache
+        self._reference: dict[str, Any] = {}
+        self._running: dict[str, float] = {}
+
+    def load_checkpoint(self, restore_from: str | None = None) -> None:
+        """Score with the reference first, while the weights still are the reference's."""
+        if self._cache.exists():
+            self._reference = load_file(self._cache)
+        else:
+            self._reporter.phase("score with the reference")
+            for mp in self.model_parts:
+                mp.eval()
+            with torch.no_grad(), adapters_off(self.model_parts[0]):
+                self._reference = {
+                    "train": self._score_all(self.dataloader.dataset, self.dataloader.batch_size),
+                    "validation": self._score_all(
+                        next(iter(self.val_dataloaders.values())).dataset, self.dataloader.batch_size
+                    ),
+                }
+            part = self._cache.with_suffix(".part")
+            save_file(self._reference, part)
+            part.rename(self._cache)
+        self._reporter.phase("train")
+        super().load_checkpoint(restore_from)
+
+    def _score_all(self, dataset: Any, batch_size: int) -> Any:
+        """Log-probabilities ``float32 [pairs, 2]`` of all pairs that the order visits."""
+        from pipeline.engines.automodel.examples import collate
+
+        scores = torch.zeros(len(dataset.examples), 2)
+        seen: set[int] = set()
+        places = []
+        for place, index in enumerate(dataset.order.tolist()):
+            if index not in seen:
+                seen.add(index)
+                places.append(place)
+        for start in range(0, len(places), batch_size):
+            batch = collate([dataset[place] for place in places[start : start + batch_size]])
+            scores[batch["index"]] = self._pair_scores(batch)[0].float().cpu()
+            self._reporter.progress(start + batch_size, len(places), "pairs")
+        return scores
+
+    def _pair_scores(self, batch: dict[str, Any]) -> tuple[Any, Any]:
+        """Summed answer log-probabilities and answer lengths, each ``[pairs, 2]``."""
+        logits, labels = self.labelled_logits(batch)
+        rows = (batch["labels"] != IGNORED).nonzero()[:, 0].to(labels.device)
+        count = len(batch["labels"])
+        scores = sequence_log_probabilities(logits, labels, rows, count)
+        lengths = torch.zeros(count, device=rows.device).index_add(0, rows, torch.ones_like(rows, dtype=torch.float32))
+        return scores.view(-1, 2), lengths.view(-1, 2)
+
+    def _pair_losses(self, batch: dict[str, Any], split: str) -> tuple[Any, dict[str, Any]]:
+        scores, lengths = self._pair_scores(batch)
+        reference = self._reference[split][batch["index"]].to(scores.device)
+        losses, chosen, rejected = dpo_loss(
+            scores[:, 0],
+            scores[:, 1],
+            reference[:, 0],
+            reference[:, 1],
+            beta=self._dpo.beta,
+            label_smoothing=self._dpo.label_smoothing,
+        )
+        if self._dpo.sft_weight:
+            losses = losses - self._dpo.sft_weight * scores[:, 0] / lengths[:, 0]
+        figures = {
+            "accuracy": (scores[:, 0] > scores[:, 1]).float().detach(),
+            "reward_accuracy": (chosen > rejected).float(),
+            "margin": (chosen - rejected).detach(),
+            # Schulman's k3 estimator of KL(policy || reference) needs samples of the policy;
+            # on given answers this is the mean log-ratio per token of the chosen answers.
+            "log_ratio_per_token": ((scores[:, 0] - reference[:, 0]) / lengths[:, 0]).detach(),
+        }
+        return losses, figures
+
+    def _forward_backward_step(
+        self,
+        idx: int,
+        batch: dict[str, Any],
+        *,
+        loss_buffer: list[Any],
+        num_label_tokens: int | None,
+        num_batches: int,
+        is_train: bool = True,
+    ) -> None:
+        losses, figures = self._pair_losses(batch, "train")
+        loss = losses.mean() / num_batches
+        loss_buffer.append(loss.detach().clone())
+        self._running = {name: float(values.mean()) for name, values in figures.items()}
+        (loss * self._get_dp_group_size(include_cp=True)).backward()
+
+    @torch.no_grad()
+    def _run_validation_epoch(self, val_dataloader: Any) -> Any:
+        """Accuracy, margin and log-ratio over the validation pairs, by kind and together."""
+        for mp in self.model_parts:
+            mp.eval()
+        sums: dict[str, float] = defaultdict(float)
+        counts: dict[str, int] = defaultdict(int)
+        for batch in val_dataloader:
+            losses, figures = self._pair_losses(batch, "validation")
+            for place, index in enumerate(batch["index"].tolist()):
+                kind = self._kinds[index]
+                for name, values in {"loss": losses, **figures}.items():
+                    for key in (name, f"{kind}_{name}"):
+                        sums[key] += float(values[place])
+                        counts[key] += 1
+        means = {name: sums[name] / counts[name] for name in sums}
+        metrics = {"val_loss": means.pop("loss"), **means, "pairs": counts["accuracy"]}
+        return MetricsSample(step=self.step_scheduler.step, epoch=self.step_scheduler.epoch, metrics=metrics)
+
+    def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
+        """Pass a look at the held-out pairs to the step's events."""
+        self._reporter.metric(log_data.step + 1, **{f"validation_{k}": v for k, v in log_data.metrics.items()})
+
+    def final_figures(self) -> dict[str, Any]:
+        """The last look at the held-out pairs beside the figures of training."""
+        figures = super().final_figures()
+        held_out = self._run_validation_epoch(next(iter(self.val_dataloaders.values())))
+        return {**figures, "held_out": held_out.metrics}
+
+
+@contextmanager
+def adapters_off(model: Any) -> Iterator[None]:
+    """The model without its LoRA adapters, for as long as the context lasts."""
+    adapted = [module for module in model.modules() if hasattr(module, "lora_B") and hasattr(module, "scale")]
+    scales = [module.scale for module in adapted]
+    for module in adapted:
+        module.scale = 0.0
+    try:
+        yield
+    finally:
+        for module, scale in zip(adapted, scales, strict=True):
+            module.scale = scale

@@ -1,0 +1,145 @@
+"""Next-token training on AutoModel's recipe class.
+
+Set-up, optimiser, schedule, accumulation, clipping, data-parallel averaging, checkpoints
+and resume are AutoModel's.  Ours are the forward pass (autocast on any device, logits
+only where there is a label) and the reports to the step.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from nemo_automodel.recipes.llm.train_ft import TrainFinetuneRecipeForNextTokenPrediction
+from torch.nn import functional
+
+from pipeline.engines.automodel.examples import IGNORED
+from pipeline.engines.automodel.linear_loss import linear_cross_entropy
+from pipeline.stages.step import Step
+
+METRIC_EVERY = 10  # optimiser steps
+
+
+class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
+    """Pre-training and supervised fine-tuning.
+
+    ``report_to`` gives the recipe the running step and the precision; call it before
+    ``setup()``.
+    """
+
+    loss_name = "loss"
+
+    def report_to(self, step: Step, precision: str) -> None:
+        """Where progress goes, and whether the forward pass is autocast to bf16."""
+        self._reporter = step
+        self._bf16 = precision == "bf16"
+        self._seen = {"tokens": 0, "label_tokens": 0, "last_loss": 0.0, "last_validation": None}
+        self._began = time.monotonic()
+
+    @property
+    def compute_device(self) -> Any:
+        """Where the model is; AutoModel names no device on a machine without CUDA."""
+        return self.dist_env.device or torch.device("cpu")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 autocast over fp32 weights, or nothing."""
+        if not self._bf16:
+            return nullcontext()
+        return torch.autocast(self.compute_device.type, dtype=torch.bfloat16)
+
+    def labelled_hidden(self, batch: dict[str, Any]) -> tuple[Any, Any]:
+        """Last hidden states ``[labels, width]`` and labels ``[labels]`` of the labelled positions.
+
+        In SFT most positions are prompt and padding, and the output layer is the widest of
+        a small model: it is applied to the labelled positions only.
+        """
+        labels = batch["labels"].to(self.compute_device)
+        wanted = labels != IGNORED
+        with self.autocast():
+            inputs = batch["input_ids"].to(self.compute_device)
+            hidden = self.model_parts[0].model(input_ids=inputs, use_cache=False).last_hidden_state
+        return hidden[wanted], labels[wanted]
+
+    def labelled_logits(self, batch: dict[str, Any]) -> tuple[Any, Any]:
+        """Logits ``[labels, vocabulary]`` and labels ``[labels]`` of the labelled positions.
+
+        Under data parallelism the whole model is called, as its wrapper requires, and the
+        positions are chosen afterwards.
+        """
+        if self.dist_env.world_size == 1:
+            hidden, labels = self.labelled_hidden(batch)
+            with self.autocast():
+                return self.model_parts[0].lm_head(hidden), labels
+        labels = batch["labels"].to(self.compute_device)
+        wanted = labels != IGNORED
+        with self.autocast():
+            inputs = batch["input_ids"].to(self.compute_device)
+            return self.model_parts[0](input_ids=inputs, use_cache=False).logits[wanted], labels[wanted]
+
+    def summed_loss(self, batch: dict[str, Any]) -> Any:
+        """Cross-entropy summed over the labelled positions, in nats."""
+        head = self.model_parts[0].lm_head
+        if self.dist_env.world_size == 1 and type(head) is torch.nn.Linear and head.bias is None:
+            hidden, labels = self.labelled_hidden(batch)
+            if self._bf16:
+                hidden = hidden.to(torch.bfloat16)
+            return linear_cross_entropy(hidden, head.weight, labels)
+        logits, labels = self.labelled_logits(batch)
+        return functional.cross_entropy(logits.float(), labels, reduction="sum")
+
+    def _forward_backward_step(
+        self,
+        idx: int,
+        batch: dict[str, Any],
+        *,
+        loss_buffer: list[Any],
+        num_label_tokens: int | None,
+        num_batches: int,
+        is_train: bool = True,
+    ) -> None:
+        loss = self.summed_loss(batch)
+        if num_label_tokens is not None:
+            loss = loss / num_label_tokens
+        loss_buffer.append(loss.detach().clone())
+        if is_train:
+            (loss * self._get_dp_group_size(include_cp=True)).backward()
+
+    def _make_progress_bar(self, total: int | None = None, initial: int = 0) -> None:
+        return None
+
+    def log_train_metrics(self, log_data: Any) -> None:
+        """Pass an optimiser step's figures to the step's events."""
+        if not self.dist_env.is_main:
+            return
+        metrics = log_data.metrics
+        done = log_data.step + 1
+        self._seen["tokens"] += metrics["num_tokens_per_step"]
+        self._seen["label_tokens"] += metrics["num_label_tokens"]
+        self._seen["last_loss"] = metrics["loss"]
+        note = f"{self.loss_name} {metrics['loss']:.3f}, {metrics['tps']:,.0f} tokens/s"
+        self._reporter.progress(done, self.step_scheduler.max_steps, "steps", note)
+        if done % METRIC_EVERY == 0 or done == self.step_scheduler.max_steps:
+            figures = {"loss": metrics["loss"], "lr": metrics["lr"], "grad_norm": float(metrics["grad_norm"])}
+            self._reporter.metric(done, **figures)
+
+    def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
+        """Pass a look at the validation loss to the step's events."""
+        if self.dist_env.is_main and log_data is not None:
+            self._seen["last_validation"] = log_data.metrics["val_loss"]
+            self._reporter.metric(log_data.step + 1, validation_loss=log_data.metrics["val_loss"])
+
+    def final_figures(self) -> dict[str, Any]:
+        """Validation at the end of training, tokens seen and the rate, for the manifest."""
+        final = self._run_validation_epoch(next(iter(self.val_dataloaders.values())))
+        seconds = time.monotonic() - self._began
+        return {
+            "steps": int(self.step_scheduler.max_steps),
+            "train_loss": self._seen["last_loss"],
+            "validation_loss": final.metrics["val_loss"],
+            "tokens": self._seen["tokens"],
+            "label_tokens": self._seen["label_tokens"],
+            "training_seconds": round(seconds, 1),
+            "tokens_per_second": round(self._seen["tokens"] / seconds),
+        }

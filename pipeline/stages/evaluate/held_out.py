@@ -1,0 +1,69 @@
+"""The held-out data, tokenised once and shared by all models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.engines.automodel.examples import (
+    Examples,
+    document_examples,
+    instruction_examples,
+    preference_examples,
+    read_records,
+)
+from pipeline.schema import Evaluate
+
+
+@dataclass
+class HeldOut:
+    """What every model is scored on.
+
+    ``swapped`` are the instruction pairs with each question exchanged for another one's;
+    ``preferences`` hold the pairs' examples and records by kind; ``skipped`` counts what
+    did not fit the context.
+    """
+
+    documents: Examples
+    answers: Examples
+    swapped: Examples
+    preferences: dict[str, tuple[Examples, list[dict[str, Any]]]]
+    questions: list[dict[str, Any]]
+    skipped: dict[str, int]
+
+
+def read_held_out(data: Path, tokenizer: Any, settings: Evaluate, context: int) -> HeldOut:
+    """Read and tokenise the test split of curation's artifact."""
+    texts = [r["text"] for r in read_records(data / "pretrain" / "test.jsonl")[: settings.max_documents]]
+    documents, _ = document_examples(tokenizer, texts, context)
+    records = read_records(data / "sft" / "test.jsonl")
+    pairs = records[: settings.max_pairs]
+    other = swap_questions(pairs)
+    fitting = [
+        place
+        for place, (own, swapped) in enumerate(zip(pairs, other, strict=True))
+        if len(instruction_examples(tokenizer, [own, swapped], context)[0]) == 2
+    ]
+    answers, _ = instruction_examples(tokenizer, [pairs[p] for p in fitting], context)
+    swapped_answers, _ = instruction_examples(tokenizer, [other[p] for p in fitting], context)
+    skipped = {"instruction pairs": len(pairs) - len(fitting)}
+    preferences: dict[str, tuple[Examples, list[dict[str, Any]]]] = {}
+    candidates = read_records(data / "preference" / "test.jsonl")
+    for kind in ("style", "content", "given"):
+        chosen = [record for record in candidates if record["kind"] == kind][: settings.max_pairs]
+        examples, kept, counts = preference_examples(tokenizer, chosen, context)
+        if chosen:
+            preferences[kind] = (examples, kept)
+            skipped[f"{kind} pairs"] = counts["too_long"]
+    questions = [record for record in records if record.get("about") != "parameter" and len(record["messages"]) == 2]
+    return HeldOut(documents, answers, swapped_answers, preferences, questions[: settings.generations], skipped)
+
+
+def swap_questions(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each pair with the question of the pair half a list away; no pair keeps its own."""
+    half = max(1, len(pairs) // 2)
+    return [
+        {**pair, "messages": [*pairs[(place + half) % len(pairs)]["messages"][:-1], pair["messages"][-1]]}
+        for place, pair in enumerate(pairs)
+    ]

@@ -1,0 +1,64 @@
+"""The bundle: a self-contained Hugging Face folder of the model to be served."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from pipeline.stages import models
+from pipeline.stages.step import InputError, Step, write_json
+
+
+def write(step: Step) -> tuple[Any, Any]:
+    """Write ``output/bundle``; returns the model (fp32, in evaluation mode) and its tokenizer.
+
+    Weights keep the precision they were trained in.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = step.output / "bundle"
+    shutil.rmtree(folder, ignore_errors=True)
+    source = models.model_folder(step, models.latest_model(step))
+    tokenizer = models.load_tokenizer(step)
+    if not tokenizer.chat_template:
+        raise InputError(
+            "the tokenizer has no chat template, so the model cannot be asked anything; "
+            "add a chat_template to tokenizer_config.json in the folder of model.base"
+        )
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True).eval()
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model of {source} only {model.config.vocab_size}"
+        )
+    defaults = generation_defaults(model.generation_config.to_diff_dict(), model.config.to_dict(), tokenizer)
+    # One file: what comes after (OpenVINO, other targets) need not know about shards.
+    model.save_pretrained(folder, max_shard_size="1000GB")
+    tokenizer.save_pretrained(folder)
+    write_json(folder / "generation_config.json", defaults)
+    model.generation_config = type(model.generation_config)(**defaults)
+    return model.to(torch.float32), tokenizer
+
+
+def generation_defaults(given: dict[str, Any], config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """The content of generation_config.json: the model's own, made complete.
+
+    The end tokens are those that the model's generation settings and configuration name
+    and the one that its tokenizer ends an answer with.  Sampling is as the model's own
+    settings have it, greedy where they say nothing.
+    """
+    ends: list[int] = []
+    for named in (given.get("eos_token_id"), config.get("eos_token_id"), tokenizer.eos_token_id):
+        for token in named if isinstance(named, list) else [named]:
+            if token is not None and token not in ends:
+                ends.append(token)
+    if not ends:
+        raise InputError("neither the model nor its tokenizer names a token that ends an answer (eos_token)")
+    pad = given.get("pad_token_id", tokenizer.pad_token_id)
+    kept = {k: v for k, v in given.items() if not k.startswith("_") and k != "transformers_version"}
+    return {
+        "do_sample": False,
+        **kept,
+        "eos_token_id": ends,
+        "pad_token_id": ends[0] if pad is None else pad,
+    }
