@@ -135,6 +135,7 @@ class Model:
     kv_heads: int = setting(2, "key-value heads (grouped-query attention)", ge=1)
     context: int = setting(256, "longest sequence in tokens", ge=16)
     rope_theta: float = setting(10_000.0, "base of the rotary position embedding", gt=0)
+    initializer_range: float = setting(0.02, "standard deviation of the initial weights", gt=0, le=1)
     tie_embeddings: bool = setting(True, "share the input and output embedding")
 
 

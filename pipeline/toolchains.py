@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("controller", "core", "serving", "dev")
 NEEDS_GB = {"controller": 0.2, "core": 6.0, "serving": 6.0, "dev": 0.5}
 STAMP = ".lock-digest"
+LOCK_HEADER = "# Written by `make locks`; every package that the environment holds, transitive ones included."
+WITHOUT_DEPENDENCIES = "# without dependencies"
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,41 @@ def create(toolchain: Toolchain) -> None:
     print(f"{toolchain.name}: ready in {time.monotonic() - started:.0f} s", flush=True)
 
 
+def write_lock(toolchain: Toolchain) -> None:
+    """Resolve what the ``.in`` file wants in a fresh environment and pin everything it got.
+
+    Packages under the line ``# without dependencies`` are installed as they are: their
+    stated requirements would bring what does not work beside the rest.
+    """
+    wanted = toolchain.lock.with_suffix(".in")
+    with tempfile.TemporaryDirectory() as scratch:
+        python = Path(scratch) / "env" / "bin" / "python"
+        _call([sys.executable, "-m", "venv", str(Path(scratch) / "env")], toolchain)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+        before, _, after = wanted.read_text(encoding="utf-8").partition(WITHOUT_DEPENDENCIES)
+        torch = re.search(r"^torch==\S+", before, re.MULTILINE)
+        if torch:
+            _call([*pip, torch.group(0)], toolchain)
+        for text, options in ((before, []), (after, ["--no-deps"])):
+            if text.strip():
+                part = (
+                    wanted.parent / f".{toolchain.name}.part.in"
+                )  # beside the others: -r lines are relative
+                part.write_text(text, encoding="utf-8")
+                try:
+                    _call([*pip, *options, "-r", str(part)], toolchain)
+                finally:
+                    part.unlink()
+        frozen = subprocess.run(
+            [str(python), "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True
+        ).stdout
+    kept = [line for line in frozen.splitlines() if not line.startswith(("pip==", "wheel=="))]
+    # The local version names a build ("+cpu"); any build of the version will do.
+    lines = [LOCK_HEADER, *(re.sub(r"\+\S+$", "", line) for line in kept)]
+    toolchain.lock.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{toolchain.name}: {len(kept)} packages pinned in {toolchain.lock}")
+
+
 def pins(lock: Path) -> dict[str, str]:
     """Package name to pinned version, as a lock states them."""
     found = {}
@@ -175,13 +213,15 @@ def _call(command: list[str], toolchain: Toolchain) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """``create NAME ...``; exit status 2 for a user's mistake, 1 when pip failed."""
-    if len(arguments) < 2 or arguments[0] != "create" or not set(arguments[1:]) <= set(NAMES):
-        print(f"usage: python -m pipeline.toolchains create {{{','.join(NAMES)}}} ...", file=sys.stderr)
+    """``create NAME ...`` or ``lock NAME ...``; exit status 2 for a user's mistake, 1 when pip failed."""
+    actions = {"create": create, "lock": write_lock}
+    if len(arguments) < 2 or arguments[0] not in actions or not set(arguments[1:]) <= set(NAMES):
+        usage = f"{{{','.join(actions)}}} {{{','.join(NAMES)}}} ..."
+        print(f"usage: python -m pipeline.toolchains {usage}", file=sys.stderr)
         return 2
     try:
         for name in arguments[1:]:
-            create(Toolchain(name))
+            actions[arguments[0]](Toolchain(name))
     except LifecycleError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

@@ -19,7 +19,9 @@ def run(step: Step) -> None:
     sets, kept, counts = {}, {}, {}
     for split in ("train", "validation"):
         records = examples.read_records(data / f"{split}.jsonl")
-        sets[split], kept[split], counts[split] = examples.preference_examples(tokenizer, records, shape.context)
+        sets[split], kept[split], counts[split] = examples.preference_examples(
+            tokenizer, records, shape.context
+        )
     files = session.prepare(step, settings, sets["train"], sets["validation"], "align")
     parent = latest_model(step)
     start = model_folder(step, parent)

@@ -37,10 +37,9 @@ stream subclass subset substitute subtract suggest summarize supply support supp
 tell terminate threshold throw tile toggle tokenize touch trace track train transfer transpose traverse treat trigger
 trim tune uncompress undo unify unlock unpack unregister unset unwrap upcast upgrade upsample vary visit warn
 widen yield zero zip
-""".split()
+"""
 NOT_A_SENTENCE_END = re.compile(
-    r"(?:\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|Fig|Eq|No|Dr|al|incl|no|a\.k\.a|w\.r\.t)\.|\.\.\.|\b[A-Z]\.)$",
-    re.IGNORECASE,
+    r"(?:\b(?i:e\.g|i\.e|etc|vs|cf|resp|approx|fig|eq|no|dr|al|incl|a\.k\.a|w\.r\.t)\.|\.\.\.|\b[A-Z]\.)$"
 )
 SENTENCE_END = re.compile(r"[.!?][)\"'`]*(?=\s+[A-Z`\"'(*:])")
 # "List of names", "Log is taken": the first word is a noun there.
@@ -94,7 +93,9 @@ def imperative_verbs() -> frozenset[str]:
     """Verbs in the base form: pydocstyle's list and the additions of this module."""
     from pydocstyle.wordlists import IMPERATIVE_VERBS
 
-    return frozenset(form for forms in IMPERATIVE_VERBS.values() for form in forms) | frozenset(MORE_VERBS)
+    return frozenset(form for forms in IMPERATIVE_VERBS.values() for form in forms) | frozenset(
+        MORE_VERBS.split()
+    )
 
 
 @lru_cache

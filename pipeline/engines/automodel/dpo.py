@@ -82,7 +82,9 @@ class DpoRecipe(NextTokenRecipe):
         rows = (batch["labels"] != IGNORED).nonzero()[:, 0].to(labels.device)
         count = len(batch["labels"])
         scores = sequence_log_probabilities(logits, labels, rows, count)
-        lengths = torch.zeros(count, device=rows.device).index_add(0, rows, torch.ones_like(rows, dtype=torch.float32))
+        lengths = torch.zeros(count, device=rows.device).index_add(
+            0, rows, torch.ones_like(rows, dtype=torch.float32)
+        )
         return scores.view(-1, 2), lengths.view(-1, 2)
 
     def _pair_losses(self, batch: dict[str, Any], split: str) -> tuple[Any, dict[str, Any]]:
@@ -145,7 +147,9 @@ class DpoRecipe(NextTokenRecipe):
 
     def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
         """Pass a look at the held-out pairs to the step's events."""
-        self._reporter.metric(log_data.step + 1, **{f"validation_{k}": v for k, v in log_data.metrics.items()})
+        self._reporter.metric(
+            log_data.step + 1, **{f"validation_{k}": v for k, v in log_data.metrics.items()}
+        )
 
     def final_figures(self) -> dict[str, Any]:
         """The last look at the held-out pairs beside the figures of training."""

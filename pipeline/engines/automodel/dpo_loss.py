@@ -27,7 +27,9 @@ def dpo_loss(
     """
     margin = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)
     logits = beta * margin
-    losses = -(1 - label_smoothing) * functional.logsigmoid(logits) - label_smoothing * functional.logsigmoid(-logits)
+    losses = -(1 - label_smoothing) * functional.logsigmoid(logits) - label_smoothing * functional.logsigmoid(
+        -logits
+    )
     chosen_reward = beta * (policy_chosen - reference_chosen).detach()
     rejected_reward = beta * (policy_rejected - reference_rejected).detach()
     return losses, chosen_reward, rejected_reward

@@ -42,8 +42,12 @@ class Examples:
         """From (input tokens, labels) pairs of equal length."""
         lengths = np.fromiter((len(tokens) for tokens, _ in sequences), dtype=np.int64, count=len(sequences))
         total = int(lengths.sum())
-        inputs = np.fromiter(chain.from_iterable(tokens for tokens, _ in sequences), dtype=np.int32, count=total)
-        labels = np.fromiter(chain.from_iterable(labels for _, labels in sequences), dtype=np.int32, count=total)
+        inputs = np.fromiter(
+            chain.from_iterable(tokens for tokens, _ in sequences), dtype=np.int32, count=total
+        )
+        labels = np.fromiter(
+            chain.from_iterable(labels for _, labels in sequences), dtype=np.int32, count=total
+        )
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
         return cls(torch.from_numpy(inputs), torch.from_numpy(labels), torch.from_numpy(offsets), group)
 

@@ -30,7 +30,7 @@ def new_model(settings: Model, tokenizer: Any, seed: int, folder: Path) -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.02,
+        initializer_range=settings.initializer_range,
     )
     model = LlamaForCausalLM(config)
     part = folder.with_name(folder.name + ".part")

@@ -35,7 +35,12 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         """Where progress goes, and whether the forward pass is autocast to bf16."""
         self._reporter = step
         self._bf16 = precision == "bf16"
-        self._seen = {"tokens": 0, "label_tokens": 0, "last_loss": 0.0, "last_validation": None}
+        self._seen: dict[str, Any] = {
+            "tokens": 0,
+            "label_tokens": 0,
+            "last_loss": 0.0,
+            "last_validation": None,
+        }
         self._began = time.monotonic()
 
     @property
@@ -47,7 +52,8 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         """bf16 autocast over fp32 weights, or nothing."""
         if not self._bf16:
             return nullcontext()
-        return torch.autocast(self.compute_device.type, dtype=torch.bfloat16)
+        context: AbstractContextManager[Any] = torch.autocast(self.compute_device.type, dtype=torch.bfloat16)
+        return context
 
     def labelled_hidden(self, batch: dict[str, Any]) -> tuple[Any, Any]:
         """Last hidden states ``[labels, width]`` and labels ``[labels]`` of the labelled positions.

@@ -16,7 +16,9 @@ from pipeline.stages.step import InputError, Step
 INTERRUPTED = 75  # exit status of a run that stopped on SIGTERM after writing a checkpoint
 
 
-def prepare(step: Step, settings: Optimisation, train: Examples, validation: Examples, section: str) -> tuple[Path, Path]:
+def prepare(
+    step: Step, settings: Optimisation, train: Examples, validation: Examples, section: str
+) -> tuple[Path, Path]:
     """Store the examples of a run in their order; returns the training and validation files.
 
     Raises :class:`InputError` when there is nothing to train on.
@@ -88,5 +90,10 @@ def _single_process_rendezvous() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK="0",
+        LOCAL_RANK="0",
+        WORLD_SIZE="1",
+        LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )

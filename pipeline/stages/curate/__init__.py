@@ -59,12 +59,13 @@ def run(step: Step) -> None:
     write_jsonl(step.output / "quarantine.jsonl", quarantine.bad)
     step.phase("train the tokenizer")
     train_tokens = _tokenizer(step, data, model)
+    sizes = {name: {split: len(splits[split]) for split in SPLITS} for name, splits in data.items()}
     report = {
         "documents": {"raw": raw_count, "kept": len(documents), "dropped": dict(sorted(dropped.items()))},
         "unreadable_records": len(quarantine.bad),
         "redacted": dict(sorted(redacted.items())),
         "left_out_of_pairs": dict(sorted(left_out.items())),
-        "sizes": {name: {split: len(splits[split]) for split in SPLITS} for name, splits in data.items()},
+        "sizes": sizes,
         "preference_kinds": {
             split: dict(sorted(Counter(pair["kind"] for pair in data["preference"][split]).items()))
             for split in SPLITS
@@ -79,7 +80,6 @@ def run(step: Step) -> None:
         step.warning(
             "no document gave an instruction pair (no titles or summaries); see the README, 'Your own documents'"
         )
-    sizes = report["sizes"]
     step.finish(
         metrics=report,
         headline=f"{len(documents):,} of {raw_count:,} documents, {sizes['sft']['train']:,} instruction and "
@@ -101,9 +101,13 @@ def _deduplicate(
     leaders = clusters(rows, curate.dedup.bands, curate.dedup.threshold)
     kept = [index for index, leader in enumerate(leaders) if leader == index]
     dropped["near-duplicate"] += len(unique) - len(kept)
-    loose = clusters(rows[kept], rows.shape[1] // LEAK_ROWS, LEAK_THRESHOLD) if kept else []
-    groups = [unique[kept[leader]]["id"] for leader in loose]
-    return [unique[index] for index in kept], groups
+    left = [unique[index] for index in kept]
+    # Alike in what the model will see: documents are cut, and long ones often begin alike.
+    seen = signatures(
+        [cut(document["text"], curate.max_characters) for document in left], curate.dedup, workers
+    )
+    loose = clusters(seen, seen.shape[1] // LEAK_ROWS, LEAK_THRESHOLD)
+    return left, [left[leader]["id"] for leader in loose]
 
 
 def _split(documents: list[dict[str, Any]], groups: list[str], curate: Curate) -> Records:
@@ -130,9 +134,14 @@ def _documents_set(by_split: Records, curate: Curate) -> Records:
 
 def with_header(name: str, text: str, max_characters: int) -> str:
     """A pre-training document: its name on a line of its own, then its text, cut at a word."""
-    if max_characters and len(text) > max_characters:
-        text = text[:max_characters].rsplit(None, 1)[0]
-    return f"# {name}\n{text}" if name else text
+    return f"# {name}\n{cut(text, max_characters)}" if name else cut(text, max_characters)
+
+
+def cut(text: str, max_characters: int) -> str:
+    """The text up to the last whole word within ``max_characters`` (0: all of it)."""
+    if not max_characters or len(text) <= max_characters:
+        return text
+    return text[:max_characters].rsplit(None, 1)[0]
 
 
 def _pairs(

@@ -62,14 +62,12 @@ def write_raw_shards(step: Step, curate: Curate, workers: int) -> tuple[list[Pat
         batch.clear()
 
     for source in curate.sources:
-        count = 0
-        for document in _documents(step, source, quarantine, workers):
+        for count, document in enumerate(_documents(step, source, quarantine, workers), start=1):
             name = document["id"]
             seen[name] = seen.get(name, 0) + 1
             if seen[name] > 1:  # the same name defined twice, as under if / else
                 document["id"] = f"{name}#{seen[name]}"
             batch.append(document)
-            count += 1
             if len(batch) == SHARD:
                 flush()
             if source.max_documents and count >= source.max_documents:

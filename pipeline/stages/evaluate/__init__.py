@@ -8,6 +8,8 @@ next model.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from pipeline.schema import Evaluate, Model
@@ -44,7 +46,7 @@ def run(step: Step) -> None:
     models = {name: figures.model_figures(scores[name], settings.bootstrap) for name in names}
     changes = {
         after: figures.change(scores[before], scores[after], settings.bootstrap)
-        for before, after in zip(names, names[1:], strict=False)
+        for before, after in pairwise(names)
     }
     report = {
         "order": names,
@@ -94,11 +96,12 @@ def _headline(report: dict[str, Any]) -> str:
     parts = []
     if models[names[0]]["perplexity"] is not None:
         parts.append(f"perplexity {models[names[0]]['perplexity']:.1f}")
-    for title, pick in (
+    picks: list[tuple[str, Callable[[Any], Any]]] = [
         ("answer loss", lambda m: m["answer_loss"]),
         ("style accuracy", lambda m: m["preference"].get("style", {}).get("summed")),
         ("house style", lambda m: m["house_style_share"]),
-    ):
+    ]
+    for title, pick in picks:
         values = [pick(models[name]) for name in names]
         if all(value is not None for value in values):
             parts.append(f"{title} {' > '.join(f'{value:.2f}' for value in values)}")

@@ -56,8 +56,12 @@ def read_held_out(data: Path, tokenizer: Any, settings: Evaluate, context: int) 
         if chosen:
             preferences[kind] = (examples, kept)
             skipped[f"{kind} pairs"] = counts["too_long"]
-    questions = [record for record in records if record.get("about") != "parameter" and len(record["messages"]) == 2]
-    return HeldOut(documents, answers, swapped_answers, preferences, questions[: settings.generations], skipped)
+    questions = [
+        record for record in records if record.get("about") != "parameter" and len(record["messages"]) == 2
+    ]
+    return HeldOut(
+        documents, answers, swapped_answers, preferences, questions[: settings.generations], skipped
+    )
 
 
 def swap_questions(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:

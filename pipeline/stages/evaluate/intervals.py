@@ -18,7 +18,9 @@ def mean_interval(values: Any, resamples: int) -> tuple[float, float, float]:
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
         return float("nan"), float("nan"), float("nan")
-    draws = np.random.default_rng(SEED).integers(0, len(values), size=(resamples, len(values)), dtype=np.int32)
+    draws = np.random.default_rng(SEED).integers(
+        0, len(values), size=(resamples, len(values)), dtype=np.int32
+    )
     means = values[draws].mean(axis=1)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(values.mean()), float(low), float(high)

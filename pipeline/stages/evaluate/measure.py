@@ -13,13 +13,15 @@ from pipeline.stages.evaluate.scoring import label_losses
 from pipeline.stages.step import Step
 
 
-def scores_of(step: Step, model: Any, tokenizer: Any, held_out: HeldOut, settings: Evaluate) -> dict[str, Any]:
+def scores_of(
+    step: Step, model: Any, tokenizer: Any, held_out: HeldOut, settings: Evaluate
+) -> dict[str, Any]:
     """Raw scores of one model as plain JSON: per document, per answer, per pair, and its answers."""
 
     def progress(part: str) -> Any:
         return lambda done, total: step.progress(done, total, "sequences", part)
 
-    def losses(examples: Any, part: str) -> list[Any]:
+    def losses(examples: Any, part: str) -> Any:
         return label_losses(model, examples, settings.batch_size, progress(part))
 
     documents = losses(held_out.documents, "documents")
@@ -36,7 +38,12 @@ def scores_of(step: Step, model: Any, tokenizer: Any, held_out: HeldOut, setting
         }
     questions = [record["messages"][0]["content"] for record in held_out.questions]
     answers = greedy_answers(
-        model, tokenizer, questions, settings.max_new_tokens, settings.batch_size, progress("generated answers")
+        model,
+        tokenizer,
+        questions,
+        settings.max_new_tokens,
+        settings.batch_size,
+        progress("generated answers"),
     )
     return {
         "documents": {"loss": [float(x.sum()) for x in documents], "tokens": [len(x) for x in documents]},
@@ -55,5 +62,8 @@ def wins(scores: dict[str, Any], normalised: bool) -> Any:
     """Per pair 1 where the chosen answer is likelier than the rejected one, 0.5 for a tie, else 0."""
     chosen, rejected = np.array(scores["chosen"]), np.array(scores["rejected"])
     if normalised:
-        chosen, rejected = chosen / np.array(scores["chosen_tokens"]), rejected / np.array(scores["rejected_tokens"])
+        chosen, rejected = (
+            chosen / np.array(scores["chosen_tokens"]),
+            rejected / np.array(scores["rejected_tokens"]),
+        )
     return np.where(chosen > rejected, 1.0, np.where(chosen == rejected, 0.5, 0.0))

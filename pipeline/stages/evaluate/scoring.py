@@ -37,7 +37,9 @@ def label_losses(model: Any, examples: Examples, batch_size: int, progress: Prog
         chosen = by_length[start : start + batch_size]
         rows = [_sequence(examples, index) for index in chosen]
         inputs = torch.nn.utils.rnn.pad_sequence([tokens for tokens, _ in rows], batch_first=True)
-        labels = torch.nn.utils.rnn.pad_sequence([l for _, l in rows], batch_first=True, padding_value=IGNORED)
+        labels = torch.nn.utils.rnn.pad_sequence(
+            [row for _, row in rows], batch_first=True, padding_value=IGNORED
+        )
         wanted = labels != IGNORED
         hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state[wanted]
         each = [

@@ -14,7 +14,9 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [f"# Evaluation on the held-out split: {', '.join(names)}", ""]
     lines += [_row("", *names, "baseline"), _row("---", *["---:"] * len(names), "---")]
 
-    def row(title: str, pick: Any, baseline: str, digits: int = 3, scale: float = 1.0, unit: str = "") -> None:
+    def row(
+        title: str, pick: Any, baseline: str, digits: int = 3, scale: float = 1.0, unit: str = ""
+    ) -> None:
         cells = [_number(pick(models[name]), digits, scale, unit) for name in names]
         lines.append(_row(title, *cells, baseline))
 
@@ -22,7 +24,11 @@ def markdown(report: dict[str, Any]) -> str:
     row("document perplexity", lambda m: m["perplexity"], f"unigram {unigram}, bigram {bigram}", 1)
     row("answer loss, nats a token, end token excluded", lambda m: m["answer_loss"], "")
     row("answer loss, end token included", lambda m: m["answer_loss_with_end"], "")
-    row("rise of the loss with another one's question", lambda m: m["wrong_question_gap"], "0: ignores the question")
+    row(
+        "rise of the loss with another one's question",
+        lambda m: m["wrong_question_gap"],
+        "0: ignores the question",
+    )
     for kind in report["kinds"]:
         shorter = _number(base["shorter_answer_accuracy"].get(kind), 1, 100, "%")
         for way in ("summed", "normalised"):
@@ -35,7 +41,14 @@ def markdown(report: dict[str, Any]) -> str:
                 "%",
             )
     authors = _number(base["authors_house_style_share"], 1, 100, "%")
-    row("greedy answers in house style", lambda m: m["house_style_share"], f"the authors' own {authors}", 1, 100, "%")
+    row(
+        "greedy answers in house style",
+        lambda m: m["house_style_share"],
+        f"the authors' own {authors}",
+        1,
+        100,
+        "%",
+    )
     row("distinct greedy answers", lambda m: m["distinct_answer_share"], "", 1, 100, "%")
     row("words in a greedy answer", lambda m: m["mean_answer_words"], "", 1)
     lines += ["", "## Changes, with paired 95% intervals", ""]
@@ -54,7 +67,9 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     for shown in report["answers"]:
         lines += [f"**{shown['question']}**", "", f"- authors: {shown['authors']}"]
-        lines += [f"- {name}: {' / '.join(shown['models'][name].splitlines()) or '(nothing)'}" for name in names]
+        lines += [
+            f"- {name}: {' / '.join(shown['models'][name].splitlines()) or '(nothing)'}" for name in names
+        ]
         lines.append("")
     return "\n".join(lines)
 

@@ -50,7 +50,8 @@ def check(step: Step, model: Any, tokenizer: Any) -> dict[str, Any]:
     finally:
         engine.close()
     ends = set(model.generation_config.eos_token_id)
-    equal, excused, different, examples = 0, 0, 0, []
+    equal, excused, different = 0, 0, 0
+    examples: list[dict[str, Any]] = []
     for done, (prompt, got) in enumerate(zip(prompts, exported, strict=True), start=1):
         wanted = generate_reference(model, prompt, settings.parity_tokens, ends)
         place = first_difference(got, wanted)

@@ -66,7 +66,9 @@ def convert(model: Any, tokenizer: Any, folder: Path, weights: str) -> None:
             raise InputError(f"OpenVINO cannot convert this model: {error}") from error
         export_tokenizer(tokenizer, folder)
     if not (folder / "openvino_tokenizer.xml").exists() or not (folder / "openvino_detokenizer.xml").exists():
-        raise InputError(f"OpenVINO cannot convert the tokenizer ({type(tokenizer.backend_tokenizer.model).__name__})")
+        raise InputError(
+            f"OpenVINO cannot convert the tokenizer ({type(tokenizer.backend_tokenizer.model).__name__})"
+        )
     if weights == "int8":
         model_path = folder / "openvino_model.xml"
         small = folder / "small.xml"

@@ -1,0 +1,91 @@
+"""A streaming client of the served model, over HTTP, with the standard library alone.
+
+    for text in generate_stream("127.0.0.1:8000", "assistant", text="What does numpy.sum do?"):
+        print(text, end="", flush=True)
+
+The server's side of this is ``deploy/triton``; the protocol is Triton's generate extension
+(server-sent events), https://github.com/triton-inference-server/server.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+
+class ServingError(Exception):
+    """The server refused, failed or could not be reached; the text is meant for people."""
+
+
+def generate_stream(
+    address: str,
+    model: str,
+    *,
+    text: str | None = None,
+    messages: list[dict[str, str]] | None = None,
+    timeout: float = 60.0,
+    **sampling: Any,
+) -> Iterator[str]:
+    """Yield the answer's text as it is generated.
+
+    Either ``text`` (one question) or ``messages`` (a conversation); ``sampling`` are the
+    model's other inputs (max_tokens, temperature, top_p, top_k, repetition_penalty, seed,
+    stop_words).  ``timeout`` in seconds bounds every wait for the server.  Closing the
+    iterator ends the connection.  Raises :class:`ServingError`.
+    """
+    for event in events(address, model, text=text, messages=messages, timeout=timeout, **sampling):
+        if event["text_output"]:
+            yield event["text_output"]
+
+
+def events(
+    address: str,
+    model: str,
+    *,
+    text: str | None = None,
+    messages: list[dict[str, str]] | None = None,
+    timeout: float = 60.0,
+    **sampling: Any,
+) -> Iterator[dict[str, Any]]:
+    """As :func:`generate_stream`, with all outputs of each event (finish_reason, token counts)."""
+    body: dict[str, Any] = {**sampling, "stream": True}
+    if text is not None:
+        body["text_input"] = text
+    if messages is not None:
+        body["messages"] = json.dumps(messages, ensure_ascii=False)
+    connection = http.client.HTTPConnection(address, timeout=timeout)
+    try:
+        connection.request(
+            "POST",
+            f"/v2/models/{quote(model)}/generate_stream",
+            json.dumps(body, ensure_ascii=False).encode("utf-8"),
+            {"Content-Type": "application/json"},
+        )
+        response = connection.getresponse()
+        if response.status != 200:
+            raise ServingError(_refusal(response.read(), response.status))
+        for line in response:
+            if line.startswith(b"data:"):
+                event = json.loads(line[len(b"data:") :])
+                if "error" in event:
+                    raise ServingError(str(event["error"]))
+                yield event
+                if event["finish_reason"]:
+                    return
+        raise ServingError(f"the server at {address} ended in the middle of its answer")
+    except TimeoutError:
+        raise ServingError(f"the server at {address} did not answer within {timeout:g} s") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise ServingError(f"the server at {address} cannot be reached or broke off: {error}") from None
+    finally:
+        connection.close()
+
+
+def _refusal(body: bytes, status: int) -> str:
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP status {status}"

@@ -1,0 +1,193 @@
+"""The record of a running server, and what follows from it: alive, healthy, stopped.
+
+Deployment starts a server that outlives it and leaves a record; everybody else finds the
+server through that record and never by name or port, so that nothing but this server is
+ever probed or stopped.  A process is recognised by its id, its start time and the boot of
+the machine; an id alone may since belong to somebody else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.serving import processes
+from pipeline.serving.client import ServingError, events
+
+TERM_WAIT_S = 10.0
+KILL_WAIT_S = 5.0
+STUB = "triton_python_backend_stub"
+
+
+@dataclass(frozen=True)
+class ServerRecord:
+    """A server that was started.
+
+    ``start_time`` (clock ticks since boot) and ``boot`` tell it from a later process of
+    the same ``pid``; ``shm_prefix`` begins the names of its shared-memory regions.
+    """
+
+    pid: int
+    start_time: int
+    boot: str
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    model_name: str
+    export_identity: str
+    repository: str
+    log: str
+    shm_prefix: str
+
+    @property
+    def address(self) -> str:
+        """Host and port of the HTTP endpoint."""
+        return f"{reachable(self.host)}:{self.http_port}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The outcome of asking a server for a short answer; ``seconds`` until it was complete."""
+
+    ok: bool
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def reachable(host: str) -> str:
+    """The address to reach a server on that listens on ``host`` (all addresses: loopback)."""
+    return "127.0.0.1" if host in ("0.0.0.0", "") else host
+
+
+def read(path: Path) -> ServerRecord | None:
+    """The record at ``path``; None where there is none or it is not one (a torn or old file)."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        record = ServerRecord(**values)
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    kinds = {"str": str, "int": int}
+    declared = dataclasses.fields(ServerRecord)
+    fits = all(isinstance(getattr(record, field.name), kinds[str(field.type)]) for field in declared)
+    return record if fits else None
+
+
+def write(path: Path, record: ServerRecord) -> None:
+    """Write the record so that a reader sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(dataclasses.asdict(record), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def is_running(record: ServerRecord) -> bool:
+    """Whether the very process of the record is alive (a zombie is not) and is tritonserver."""
+    process = processes.find(record.pid)
+    return (
+        process is not None
+        and process.state != "Z"
+        and process.start_time == record.start_time
+        and processes.boot_id() == record.boot
+        and Path(process.command[0]).name == "tritonserver"
+    )
+
+
+def probe(record: ServerRecord, timeout: float) -> Probe:
+    """Ask for one streamed answer of a few tokens; ``timeout`` seconds per wait."""
+    started = time.monotonic()
+    try:
+        answer = list(
+            events(
+                record.address,
+                record.model_name,
+                text="ready?",
+                max_tokens=2,
+                temperature=0.0,
+                timeout=timeout,
+            )
+        )
+    except ServingError as error:
+        return Probe(False, str(error), time.monotonic() - started)
+    if not answer[-1]["completion_tokens"]:
+        return Probe(False, "the answer holds no token", time.monotonic() - started)
+    return Probe(True, "", time.monotonic() - started)
+
+
+def stop(record: ServerRecord) -> str:
+    """Stop exactly this server and the processes of its models; returns what happened.
+
+    Asks first (SIGTERM) and forces (SIGKILL) what is still there after ``TERM_WAIT_S``.
+    Raises ``RuntimeError`` when a process survives even that.
+    """
+    was_running = is_running(record)
+    members = _members(record)
+    # A live server ends its model processes itself, after the answers under way.
+    _signal([m for m in members if m.pid == record.pid] if was_running else members, signal.SIGTERM)
+    forced = not _wait_gone(record, TERM_WAIT_S)
+    if forced:
+        _signal(_members(record), signal.SIGKILL)
+        if not _wait_gone(record, KILL_WAIT_S):
+            left = ", ".join(str(member.pid) for member in _members(record))
+            raise RuntimeError(f"process {left} of the server at {record.address} cannot be stopped")
+    for region in Path("/dev/shm").glob(f"{record.shm_prefix}*"):
+        region.unlink(missing_ok=True)
+    if was_running:
+        return (
+            f"stopped the server at {record.address} (process {record.pid}{', by force' if forced else ''})"
+        )
+    if members:
+        return f"the server at {record.address} was gone; stopped what it had left ({len(members)} processes)"
+    return f"the server at {record.address} (process {record.pid}) was already gone"
+
+
+def status_text(record: ServerRecord | None, timeout: float = 5.0) -> str:
+    """One line about the server for a person."""
+    if record is None:
+        return "no server"
+    if not is_running(record):
+        return f"the server at {record.address} (process {record.pid}) is gone; its log is {record.log}"
+    answer = probe(record, timeout)
+    if answer.ok:
+        return f"{record.model_name} answers at http://{record.address} (process {record.pid})"
+    return f"the server at {record.address} (process {record.pid}) does not answer: {answer.reason}"
+
+
+def _members(record: ServerRecord) -> list[processes.Process]:
+    """The server and its children.  It leads its own session, which they never leave.
+
+    Once the server itself is gone its id may lead somebody else's session: then only
+    Triton's model processes that carry this server's shared-memory prefix count.
+    """
+    if processes.boot_id() != record.boot:
+        return []
+    session = processes.of_session(record.pid)
+    if is_running(record):
+        return session
+    return [
+        process
+        for process in session
+        if STUB in process.command[0] and any(record.shm_prefix in word for word in process.command)
+    ]
+
+
+def _signal(members: list[processes.Process], number: signal.Signals) -> None:
+    for member in members:
+        try:
+            os.kill(member.pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def _wait_gone(record: ServerRecord, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while _members(record):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

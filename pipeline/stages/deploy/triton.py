@@ -1,0 +1,162 @@
+"""Start the ``tritonserver`` of the nvidia-pytriton wheel and wait for its first answer.
+
+Run without a GPU and without PyTriton's own Python side: the binary serves a model
+repository with its bundled python backend, whose stub is made for one Python version and
+needs that interpreter's shared library.
+https://github.com/triton-inference-server/server/blob/main/docs/user_guide/
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from pipeline import schema
+from pipeline.serving import processes
+from pipeline.serving.server import ServerRecord, probe
+from pipeline.stages.step import Step
+
+EXIT_TIMEOUT_S = 3  # how long a stopping server waits for answers under way
+LOG_LINES = 15  # shown when the server does not start
+PROBE_TIMEOUT_S = 10.0
+
+
+class StartFailed(RuntimeError):
+    """The server ended or did not answer in time."""
+
+
+def start(
+    settings: schema.Deploy,
+    *,
+    repository: Path,
+    model_name: str,
+    identity: str,
+    folder: Path,
+    threads: int,
+) -> tuple[subprocess.Popen[bytes], ServerRecord]:
+    """Start a server in a session of its own; ``folder`` takes its log and backend links."""
+    wheel = installation()
+    folder.mkdir(parents=True, exist_ok=True)
+    backends = link_backend(wheel, folder / "backends")
+    log = folder / "tritonserver.log"
+    # Servers of different recipes must not meet in each other's shared memory.
+    prefix = f"lifecycle_{secrets.token_hex(4)}_"
+    command = [
+        str(wheel / "bin" / "tritonserver"),
+        f"--model-repository={repository.resolve()}",
+        f"--backend-directory={backends}",
+        f"--backend-config=python,shm-region-prefix-name={prefix}",
+        f"--http-address={settings.host}",
+        f"--http-port={settings.http_port}",
+        f"--grpc-address={settings.host}",
+        f"--grpc-port={settings.grpc_port}",
+        f"--metrics-address={settings.host}",
+        f"--metrics-port={settings.metrics_port}",
+        f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+        "--disable-auto-complete-config",
+        "--allow-gpu-metrics=false",
+    ]
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment(threads),
+            start_new_session=True,
+        )
+    started = processes.find(process.pid)
+    assert started is not None  # our own child: a zombie at worst
+    record = ServerRecord(
+        pid=process.pid,
+        start_time=started.start_time,
+        boot=processes.boot_id(),
+        host=settings.host,
+        http_port=settings.http_port,
+        grpc_port=settings.grpc_port,
+        metrics_port=settings.metrics_port,
+        model_name=model_name,
+        export_identity=identity,
+        repository=str(repository.resolve()),
+        log=str(log),
+        shm_prefix=prefix,
+    )
+    return process, record
+
+
+def wait_until_answering(
+    process: subprocess.Popen[bytes], record: ServerRecord, timeout_s: int, step: Step
+) -> float:
+    """Wait for a real streamed generation; returns the seconds that the first one took.
+
+    Raises :class:`StartFailed` with the end of the log when the server ends or
+    ``timeout_s`` passes.
+    """
+    begun = time.monotonic()
+    while True:
+        waited = time.monotonic() - begun
+        status = process.poll()
+        if status is not None:
+            raise StartFailed(f"Triton ended with status {status} while starting{log_end(record.log)}")
+        answer = probe(record, min(PROBE_TIMEOUT_S, max(1.0, timeout_s - waited)))
+        if answer.ok:
+            return answer.seconds
+        if waited > timeout_s:
+            raise StartFailed(
+                f"Triton did not answer within {timeout_s} s (deploy.start_timeout_s): "
+                f"{answer.reason}{log_end(record.log)}"
+            )
+        step.progress(waited, timeout_s, "s", "waiting for the first answer", every_s=5.0)
+        time.sleep(0.2)
+
+
+def installation() -> Path:
+    """The folder of the Triton that the nvidia-pytriton wheel brings."""
+    spec = find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("nvidia-pytriton is not installed here; `make env-serving` installs it")
+    return Path(spec.submodule_search_locations[0]) / "tritonserver"
+
+
+def link_backend(wheel: Path, folder: Path) -> Path:
+    """A backend folder with links to the wheel's python backend and this Python's stub."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = wheel / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise RuntimeError(f"nvidia-pytriton has no python backend for Python {version}")
+    shutil.rmtree(folder, ignore_errors=True)
+    target = folder / "python"
+    target.mkdir(parents=True)
+    for file in sorted((wheel / "backends" / "python").iterdir()):
+        if file.is_file():
+            (target / file.name).symlink_to(file)
+    (target / stub.name).symlink_to(stub)
+    return folder
+
+
+def environment(threads: int) -> dict[str, str]:
+    """The server's environment: this interpreter first, its shared library within reach."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "MALLOC_"))}
+    libraries = [str(sysconfig.get_config_var("LIBDIR")), kept.get("LD_LIBRARY_PATH", "")]
+    return {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}:{kept.get('PATH', '/usr/bin:/bin')}",
+        "LD_LIBRARY_PATH": ":".join(part for part in libraries if part),
+        "PYTHONDONTWRITEBYTECODE": "1",  # the repository is a published artifact
+        "LIFECYCLE_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+def log_end(log: str) -> str:
+    """The last lines of the server's log, to be appended to a message."""
+    lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
+    return f"; the end of {log}:\n" + "\n".join(f"  {line}" for line in lines[-LOG_LINES:])

@@ -1,0 +1,98 @@
+"""The export stage on a random Llama: parity, the bundle, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import IDENTITY, PROMPTS, run_stage
+
+from pipeline.stages.export import parity
+from pipeline.stages.export.bundle import generation_defaults
+from pipeline.stages.step import InputError
+
+
+def test_greedy_tokens_equal_hugging_face(exported: Path) -> None:
+    result = json.loads((exported / "parity.json").read_text())
+    assert result["prompts"] == PROMPTS
+    assert result["equal"] + result["excused"] == PROMPTS
+    assert result["excused"] <= 2
+    assert result["template_equal"] == PROMPTS
+
+
+def test_bundle_loads_and_ends_where_the_model_ends(exported: Path, inputs: dict[str, Path]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    bundle = AutoModelForCausalLM.from_pretrained(exported / "bundle")
+    source = AutoModelForCausalLM.from_pretrained(inputs["pretrain"] / "model")
+    assert all(torch.equal(a, b) for a, b in zip(bundle.parameters(), source.parameters(), strict=True))
+    assert bundle.generation_config.eos_token_id == [3, 0]
+    assert AutoTokenizer.from_pretrained(exported / "bundle").chat_template
+
+
+def test_repository_names_its_export_and_holds_no_bytecode(exported: Path) -> None:
+    config = (exported / "repository" / "assistant" / "config.pbtxt").read_text()
+    assert f'key: "lifecycle_identity" value {{ string_value: "{IDENTITY}" }}' in config
+    assert not list(exported.rglob("__pycache__"))
+
+
+def test_int8_weights_are_smaller_and_gate_nothing(
+    inputs: dict[str, Path], exported: Path, tmp_path: Path
+) -> None:
+    status, told = run_stage("export", tmp_path / "w", inputs, {"weights": "int8", "model_name": "small"})
+    assert status == 0, told
+    weights = "1/openvino/openvino_model.bin"
+    small = (tmp_path / "w/output/repository/small" / weights).stat().st_size
+    assert small < 0.5 * (exported / "repository/assistant" / weights).stat().st_size
+    assert "int8 weights: reported, not required" in told
+
+
+def test_no_chat_template_and_too_few_prompts_are_the_users_to_mend(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(inputs["data"], data)
+    config = data / "tokenizer" / "tokenizer_config.json"
+    values = json.loads(config.read_text())
+    values.pop("chat_template", None)
+    config.write_text(json.dumps(values))
+    (data / "tokenizer" / "chat_template.jinja").unlink(missing_ok=True)
+    status, told = run_stage("export", tmp_path / "w", {**inputs, "data": data}, {})
+    assert (status, "chat template" in told) == (2, True)
+
+
+def test_first_difference_counts_a_missing_token() -> None:
+    assert parity.first_difference([1, 2], [1, 2]) is None
+    assert parity.first_difference([1, 2], [1, 3]) == 1
+    assert parity.first_difference([1, 2], [1, 2, 3]) == 2
+
+
+def test_a_different_token_stops_an_fp32_export_with_the_figures() -> None:
+    result = {
+        "weights": "fp32",
+        "prompts": 50,
+        "equal": 48,
+        "excused": 1,
+        "different": 1,
+        "template_equal": 50,
+    }
+    assert "differ on 1 of 50 prompts (48 equal, 1 excused" in (parity.fault(result) or "")
+    assert parity.fault({**result, "different": 0}) is None
+    assert parity.fault({**result, "weights": "int8"}) is None
+
+
+def test_end_tokens_come_from_model_and_tokenizer() -> None:
+    class Tokenizer:
+        eos_token_id = 7
+        pad_token_id = None
+
+    found = generation_defaults(
+        {"eos_token_id": [3, 0], "temperature": 0.6}, {"eos_token_id": 3}, Tokenizer()
+    )
+    assert found == {"do_sample": False, "temperature": 0.6, "eos_token_id": [3, 0, 7], "pad_token_id": 3}
+    Tokenizer.eos_token_id = None
+    with pytest.raises(InputError, match="ends an answer"):
+        generation_defaults({}, {}, Tokenizer())
