@@ -86,6 +86,7 @@ def events(
 
 def _refusal(body: bytes, status: int) -> str:
     try:
-        return str(json.loads(body)["error"])
+        # generate_stream sends even a refusal as an event.
+        return str(json.loads(body.strip().removeprefix(b"data:"))["error"])
     except (ValueError, KeyError, TypeError):
         return f"HTTP status {status}"

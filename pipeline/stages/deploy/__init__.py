@@ -1,7 +1,7 @@
 """Deploy: a real Triton server that serves a published export and outlives this step.
 
-The server reads its model repository from the export's artifact folder and writes nothing
-there.  Its record (:mod:`pipeline.serving.server`) is the file that the job names in
+The server reads its model repository from the export's artifact folder, through links, and
+writes nothing there.  Its record (:mod:`pipeline.serving.server`) is the file that the job names in
 ``extra.server_record``; its log and its backend folder lie beside that file.  A server
 of the same record is replaced: stopped first, then started anew.
 """

@@ -9,6 +9,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/user_guide/
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from pipeline.serving.server import ServerRecord, probe
 from pipeline.stages.step import Step
 
 EXIT_TIMEOUT_S = 3  # how long a stopping server waits for answers under way
+ERROR_LINE = re.compile(r"E\d{4} ")  # Triton's log: severity, month and day
 LOG_LINES = 15  # shown when the server does not start
 PROBE_TIMEOUT_S = 10.0
 
@@ -45,12 +47,13 @@ def start(
     wheel = installation()
     folder.mkdir(parents=True, exist_ok=True)
     backends = link_backend(wheel, folder / "backends")
+    linked = link_repository(repository.resolve(), folder / "repository")
     log = folder / "tritonserver.log"
     # Servers of different recipes must not meet in each other's shared memory.
     prefix = f"lifecycle_{secrets.token_hex(4)}_"
     command = [
         str(wheel / "bin" / "tritonserver"),
-        f"--model-repository={repository.resolve()}",
+        f"--model-repository={linked}",
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         f"--http-address={settings.host}",
@@ -142,6 +145,22 @@ def link_backend(wheel: Path, folder: Path) -> Path:
     return folder
 
 
+def link_repository(repository: Path, folder: Path) -> Path:
+    """A model repository of links into a published one.
+
+    The backend's embedded interpreter ignores Python's environment variables and leaves
+    bytecode beside ``model.py``; a published artifact must stay as it is.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for version in sorted(path for path in repository.glob("*/*") if path.is_dir()):
+        target = folder / version.parent.name / version.name
+        target.mkdir(parents=True)
+        for file in sorted(version.iterdir()):
+            (target / file.name).symlink_to(file)
+        (target.parent / "config.pbtxt").symlink_to(version.parent / "config.pbtxt")
+    return folder
+
+
 def environment(threads: int) -> dict[str, str]:
     """The server's environment: this interpreter first, its shared library within reach."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "MALLOC_"))}
@@ -150,13 +169,18 @@ def environment(threads: int) -> dict[str, str]:
         **kept,
         "PATH": f"{Path(sys.executable).parent}:{kept.get('PATH', '/usr/bin:/bin')}",
         "LD_LIBRARY_PATH": ":".join(part for part in libraries if part),
-        "PYTHONDONTWRITEBYTECODE": "1",  # the repository is a published artifact
         "LIFECYCLE_THREADS": str(threads),
         "OMP_NUM_THREADS": str(threads),
     }
 
 
 def log_end(log: str) -> str:
-    """The last lines of the server's log, to be appended to a message."""
+    """The telling lines of the server's log, to be appended to a message.
+
+    Those from its first error on; after an error Triton prints tables and its farewell,
+    so that the very last lines say little.  Without one, the last lines.
+    """
     lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
-    return f"; the end of {log}:\n" + "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
+    first = next((n for n, line in enumerate(lines) if ERROR_LINE.match(line)), None)
+    part = lines[-LOG_LINES:] if first is None else lines[first : first + LOG_LINES]
+    return f"; from {log}:\n" + "\n".join(f"  {line}" for line in part)

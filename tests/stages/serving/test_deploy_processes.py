@@ -153,7 +153,7 @@ def test_a_server_that_cannot_load_its_model_shows_its_log(deployment: Deploymen
     assert not deployment.path.exists()
 
 
-def test_the_export_is_served_where_nothing_can_be_written(deployment: Deployment) -> None:
+def test_nothing_is_written_into_the_export(deployment: Deployment) -> None:
     before = {p: p.stat().st_mtime_ns for p in deployment.exported.rglob("*")}
     assert deployment.run()[0] == 0
     assert {p: p.stat().st_mtime_ns for p in deployment.exported.rglob("*")} == before
