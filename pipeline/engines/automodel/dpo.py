@@ -142,7 +142,8 @@ class DpoRecipe(NextTokenRecipe):
                         sums[key] += float(values[place])
                         counts[key] += 1
         means = {name: sums[name] / counts[name] for name in sums}
-        metrics = {"val_loss": means.pop("loss"), **means, "pairs": counts["accuracy"]}
+        # The last figure is what AutoModel's loop sums over its validation sets.
+        metrics = {"val_loss": means.pop("loss"), **means, "pairs": counts["accuracy"], "num_label_tokens": 0}
         return MetricsSample(step=self.step_scheduler.step, epoch=self.step_scheduler.epoch, metrics=metrics)
 
     def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
@@ -154,8 +155,8 @@ class DpoRecipe(NextTokenRecipe):
     def final_figures(self) -> dict[str, Any]:
         """The last look at the held-out pairs beside the figures of training."""
         figures = super().final_figures()
-        held_out = self._run_validation_epoch(next(iter(self.val_dataloaders.values())))
-        return {**figures, "held_out": held_out.metrics}
+        held_out = self._run_validation_epoch(next(iter(self.val_dataloaders.values()))).metrics
+        return {**figures, "held_out": {k: v for k, v in held_out.items() if k != "num_label_tokens"}}
 
 
 @contextmanager

@@ -1,0 +1,255 @@
+"""One run of the whole chain on the miniature recipe, and what must hold after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Lifecycle, free_ports
+
+from pipeline.runner.store import file_table, output_digest
+from pipeline.toolchains import ROOT, Toolchain
+
+HERE = Path(__file__).parent
+
+
+def manifest(chain: Lifecycle, stage: str) -> dict:
+    return json.loads((chain.latest(stage) / "manifest.json").read_text())
+
+
+def test_every_stage_published_what_it_promised(chain: Lifecycle) -> None:
+    for stage in ("curate", "pretrain", "train", "align", "evaluate", "export", "deploy"):
+        folder = chain.latest(stage)
+        files = file_table(folder)
+        assert files == manifest(chain, stage)["files"]
+        assert output_digest(files) == manifest(chain, stage)["output_digest"]
+    parity = json.loads((chain.latest("export") / "parity.json").read_text())
+    assert parity["prompts"] >= 50
+    assert parity["equal"] + parity["excused"] == parity["prompts"]
+    report = json.loads((chain.latest("evaluate") / "evaluation.json").read_text())
+    assert report["order"] == ["pretrain", "train", "align"]
+    assert "| document perplexity |" in (chain.latest("evaluate") / "evaluation.md").read_text()
+
+
+def test_http_and_grpc_answer_with_hugging_faces_tokens(chain: Lifecycle) -> None:
+    http, grpc, _ = re.findall(r"=(\d+)", chain.ports)
+    question = "What does the function networkx.algorithms.dag.topological_sort do?"
+    done = subprocess.run(
+        [
+            Toolchain("serving").python,
+            HERE / "ask.py",
+            chain.latest("export") / "bundle",
+            http,
+            grpc,
+            question,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    )
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert answers["http"] == answers["grpc"] == answers["hugging_face"].strip() or (
+        answers["http"].strip() == answers["grpc"].strip() == answers["hugging_face"].strip()
+    )
+    assert answers["pieces"] > 1
+
+
+def test_chat_once(chain: Lifecycle) -> None:
+    assert chain("chat", "--once", "What is networkx?").strip()
+
+
+def test_a_second_run_redoes_nothing_in_under_two_seconds(chain: Lifecycle) -> None:
+    began = time.monotonic()
+    output = chain("run")
+    took = time.monotonic() - began
+    assert output.count("up to date") == 7
+    assert " starts: " not in output
+    assert took < 2.0
+
+
+def test_one_setting_of_align_reruns_align_and_what_follows(chain: Lifecycle) -> None:
+    plan = dict(line.split()[:2] for line in chain("plan", settings="align.beta=0.31").splitlines())
+    assert plan == {
+        "curate": "done", "pretrain": "done", "train": "done",
+        "align": "run", "evaluate": "run", "export": "run", "deploy": "run",
+    }  # fmt: skip
+    assert "align.beta: 0.1 -> 0.31 (from SET)" in chain("plan", settings="align.beta=0.31")
+
+
+def test_lora_trains_aligns_and_resolves_to_one_model(chain: Lifecycle, tmp_path: Path) -> None:
+    lora = "train.peft=lora align.peft=lora train.max_steps=6 align.max_steps=4"
+    lifecycle = copy_of(chain, tmp_path, ("curate", "pretrain"))
+    lifecycle("evaluate", settings=lora)
+    for stage in ("train", "align"):
+        assert (lifecycle.latest(stage) / "adapter" / "adapter_model.safetensors").is_file()
+    report = json.loads((lifecycle.latest("evaluate") / "evaluation.json").read_text())
+    losses = [report["models"][name]["answer_loss"] for name in report["order"]]
+    assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize(("stage", "first_checkpoint"), [("pretrain", 20), ("align", 10)])
+def test_kill_and_rerun_gives_bit_identical_weights(
+    chain: Lifecycle, tmp_path: Path, stage: str, first_checkpoint: int
+) -> None:
+    before = {"pretrain": ("curate",), "align": ("curate", "pretrain", "train")}[stage]
+    lifecycle = copy_of(chain, tmp_path, before)
+    process = lifecycle.start(stage)
+    events = wait_for_step(lifecycle, stage, first_checkpoint + 3, process)
+    job = next((lifecycle.runs / "llama-mini" / stage / ".work").iterdir()) / "job.json"
+    pids = subprocess.run(
+        ["pgrep", "-f", str(job)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    for pid in pids:
+        os.kill(int(pid), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert "SIGKILL" in output
+    assert not (lifecycle.runs / "llama-mini" / stage / "latest").exists()
+    again = lifecycle(stage)
+    assert "an interrupted attempt goes on" in again
+    first_steps = [
+        e["done"]
+        for e in map(json.loads, logged(lifecycle, stage))
+        if e["kind"] == "progress" and e["unit"] == "steps"
+    ]
+    assert len(events) > 0
+    assert first_steps
+    for model in ("model/model.safetensors",):
+        assert (lifecycle.latest(stage) / model).read_bytes() == (chain.latest(stage) / model).read_bytes()
+
+
+def test_interrupting_the_controller_ends_the_step_and_says_how_to_go_on(
+    chain: Lifecycle, tmp_path: Path
+) -> None:
+    lifecycle = copy_of(chain, tmp_path, ("curate",))
+    process = lifecycle.start("pretrain")
+    wait_for_step(lifecycle, "pretrain", 5, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "goes on from where it was" in output
+    job = next((lifecycle.runs / "llama-mini" / "pretrain" / ".work").iterdir()) / "job.json"
+    assert subprocess.run(["pgrep", "-f", str(job)], capture_output=True, check=False).returncode == 1
+    assert "resume" in lifecycle("plan")
+
+
+def test_the_gate_stops_the_chain_and_an_override_is_recorded(chain: Lifecycle, tmp_path: Path) -> None:
+    closed = "gate.min_style_accuracy_rise=0.99"
+    output = chain("export", settings=closed, code=3)
+    assert "the gate between evaluate and export is closed" in output
+    assert "style preference accuracy change" in output
+    lifecycle = copy_of(chain, tmp_path, ("curate", "pretrain", "train", "align", "evaluate"))
+    lifecycle("export", settings=f"{closed} gate.override_reason='\"a test of the record\"'")
+    verdict = json.loads((lifecycle.latest("export") / "manifest.json").read_text())["gate"]
+    assert verdict["passed"] is False
+    assert verdict["override_reason"] == "a test of the record"
+
+
+def test_a_changed_port_moves_the_server_and_a_dead_one_is_started_again(chain: Lifecycle) -> None:
+    record = chain.runs / "llama-mini" / "deploy" / "server.json"
+    pid = json.loads(record.read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    assert "is gone" in chain("plan")
+    chain("deploy")
+    assert json.loads(record.read_text())["pid"] != pid
+    assert chain("chat", "--once", "Hello?").strip()
+    chain.ports = free_ports()
+    chain("deploy")
+    assert f"http_port={json.loads(record.read_text())['http_port']}" in chain.ports
+
+
+@pytest.mark.parametrize(
+    ("settings", "recipe", "words"),
+    [
+        ("", "llama-minni", "did you mean 'llama-mini'?"),
+        ("train.lrr=1", "llama-mini", "did you mean 'lr'?"),
+        (
+            "'curate.sources=[{kind: jsonl, path: nowhere.jsonl}]'",
+            "llama-mini",
+            "no file or folder nowhere.jsonl",
+        ),
+        ("model.base=nowhere", "llama-mini", "there is no folder nowhere"),
+        (
+            "'curate.sources=[{kind: python-docs, packages: [nopackage]}]'",
+            "llama-mini",
+            "'nopackage' is not installed",
+        ),
+        ("site.min_free_gb=900000 pretrain.seed=7", "llama-mini", "too little disk"),
+    ],
+)
+def test_bad_input_is_told_plainly_with_status_2(
+    chain: Lifecycle, settings: str, recipe: str, words: str
+) -> None:
+    output = chain("run", settings=settings, recipe=recipe, code=2)
+    assert words in output
+    assert "Traceback" not in output
+
+
+def test_bad_data_is_told_plainly_with_status_2(tmp_path: Path) -> None:
+    lifecycle = Lifecycle(tmp_path / "runs", free_ports())
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "one good line of text, long enough to stay"}\n{broken\n')
+    no_weights = tmp_path / "base"
+    no_weights.mkdir()
+    (no_weights / "config.json").write_text("{}")
+    for settings, words in (
+        (f"'curate.sources=[{{kind: jsonl, path: {empty}}}]'", "no document was found"),
+        (f"'curate.sources=[{{kind: jsonl, path: {broken}}}]'", "broken.jsonl:2: not JSON"),
+        (f"model.base={no_weights}", "has no weights"),
+    ):
+        output = lifecycle("curate", settings=settings, code=2)
+        assert words in output
+        assert "Traceback" not in output
+
+
+def test_stop_stops_exactly_that_server(chain: Lifecycle) -> None:
+    record = json.loads((chain.runs / "llama-mini" / "deploy" / "server.json").read_text())
+    assert "stopped the server" in chain("stop")
+    assert not Path(f"/proc/{record['pid']}").exists()
+    assert "no server" in chain("stop")
+    chain("deploy")
+    assert chain("status").count("done") == 7
+
+
+def copy_of(chain: Lifecycle, folder: Path, stages: tuple[str, ...]) -> Lifecycle:
+    """Another place for runs that has the artifacts of these stages."""
+    lifecycle = Lifecycle(folder / "runs", free_ports())
+    for stage in stages:
+        source = chain.runs / "llama-mini" / stage
+        target = lifecycle.runs / "llama-mini" / stage
+        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns(".*"))
+    return lifecycle
+
+
+def logged(lifecycle: Lifecycle, stage: str) -> list[str]:
+    """Lines of the events of a finished step."""
+    name = lifecycle.latest(stage).name
+    return (lifecycle.runs / "llama-mini" / stage / ".logs" / name / "events.jsonl").read_text().splitlines()
+
+
+def wait_for_step(lifecycle: Lifecycle, stage: str, step: int, process: subprocess.Popen[str]) -> list[dict]:
+    """Wait until a training stage at work has done so many optimiser steps."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        for path in (lifecycle.runs / "llama-mini" / stage / ".work").glob(
+            "*/state/checkpoints/training.jsonl"
+        ):
+            lines = path.read_text().splitlines()
+            if len(lines) >= step:
+                return [json.loads(line) for line in lines[:step]]
+        time.sleep(0.05)
+    raise AssertionError(f"{stage} did not reach step {step}")
+
+
+assert ROOT

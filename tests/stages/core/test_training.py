@@ -1,0 +1,179 @@
+"""Training on the real AutoModel: losses, examples, LoRA, preference training, accumulation."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import events, load_step, start, write_job
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from pipeline.engines.automodel import examples
+from pipeline.engines.automodel.dpo_loss import dpo_loss, sequence_log_probabilities
+from pipeline.engines.automodel.linear_loss import linear_cross_entropy
+from pipeline.stages.models import merge_adapter
+
+
+@pytest.fixture(scope="session")
+def pretrained(
+    tmp_path_factory: pytest.TempPathFactory, curated: Path, run_stage: Callable[..., Path]
+) -> Path:
+    return run_stage("pretrain", tmp_path_factory.mktemp("pretrain"), {"data": curated}) / "output"
+
+
+@pytest.fixture
+def tokenizer(curated: Path):
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(curated / "tokenizer")
+
+
+def test_linear_cross_entropy_equals_the_plain_one() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(1300, 16, requires_grad=True)  # more than two blocks
+    weight = torch.randn(50, 16, requires_grad=True)
+    labels = torch.randint(0, 50, (1300,))
+    plain = functional.cross_entropy(hidden @ weight.t(), labels, reduction="sum")
+    wanted = torch.autograd.grad(plain * 0.5, (hidden, weight))
+    ours = linear_cross_entropy(hidden, weight, labels)
+    found = torch.autograd.grad(ours * 0.5, (hidden, weight))
+    torch.testing.assert_close(ours, plain)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_dpo_loss_at_known_points() -> None:
+    zero = torch.zeros(1)
+    loss, _, _ = dpo_loss(zero, zero, zero, zero, beta=0.3)
+    assert loss.item() == pytest.approx(math.log(2))
+    # log-ratios +2 and -1: margin 3, beta 0.5
+    loss, chosen, rejected = dpo_loss(zero + 2, zero - 1, zero, zero, beta=0.5)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-1.5)), rel=1e-6)
+    assert (chosen.item(), rejected.item()) == (1.0, -0.5)
+    smoothed, _, _ = dpo_loss(zero + 2, zero - 1, zero, zero, beta=0.5, label_smoothing=0.25)
+    assert smoothed.item() == pytest.approx(0.75 * loss.item() + 0.25 * math.log1p(math.exp(1.5)), rel=1e-6)
+    policy = torch.zeros(2, requires_grad=True)
+    dpo_loss(policy[:1], policy[1:], zero, zero, beta=0.3)[0].sum().backward()
+    assert policy.grad.tolist() == pytest.approx([-0.15, 0.15])
+
+
+def test_sequence_log_probabilities_sum_by_row() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]]))
+    found = sequence_log_probabilities(logits, torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2)
+    torch.testing.assert_close(found, torch.log(torch.tensor([0.375, 0.1])))
+
+
+def test_loss_is_on_the_answer_and_its_end_only(tokenizer) -> None:
+    record = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
+    made, counts = examples.instruction_examples(tokenizer, [record], 256)
+    labels = [label for label in made.labels.tolist() if label != examples.IGNORED]
+    assert tokenizer.decode(labels) == "Because.<|im_end|>"
+    whole = made.inputs.tolist() + made.labels.tolist()[-1:]
+    template = tokenizer.apply_chat_template(record["messages"], tokenize=False)
+    assert tokenizer.decode(whole) == template.removesuffix("\n")
+    assert counts == {"examples": 1, "too_long": 0}
+    _, counts = examples.instruction_examples(tokenizer, [record], 5)
+    assert counts == {"examples": 0, "too_long": 1}
+
+
+def test_documents_longer_than_the_context_lose_nothing(tokenizer) -> None:
+    text = "Return the number of nodes in the graph. " * 20
+    made, counts = examples.document_examples(tokenizer, [text], 32)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert made.labels.tolist() == [*ids, tokenizer.bos_token_id]
+    assert counts["further_windows"] == len(made) - 1 > 1
+
+
+def test_order_is_fixed_by_the_seed_and_visits_all() -> None:
+    made = examples.Examples.of([([1] * n, [1] * n) for n in range(1, 41)])
+    order = examples.run_order(made, steps=10, batch=4, seed=3)
+    assert order == examples.run_order(made, steps=10, batch=4, seed=3)
+    assert order != examples.run_order(made, steps=10, batch=4, seed=4)
+    assert sorted(order) == list(range(40))
+    assert len(examples.run_order(examples.Examples.of([([1], [1])]), steps=3, batch=4, seed=0)) == 12
+
+
+def test_pretraining_learns_and_publishes_a_plain_folder(pretrained: Path, curated: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(pretrained / "model", dtype=torch.float32)
+    assert model.config.rope_theta == 10000.0 if hasattr(model.config, "rope_theta") else True
+    assert "rope_theta" in json.loads((pretrained / "model" / "config.json").read_text())
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    assert json.loads((pretrained / "model" / "generation_config.json").read_text())["eos_token_id"] == [3, 0]
+
+
+def test_accumulation_gives_the_gradient_of_the_global_batch(
+    tmp_path: Path, curated: Path, pretrained: Path, run_stage: Callable[..., Path]
+) -> None:
+    settings = {"max_steps": 3, "global_batch_size": 8, "warmup_steps": 0, "precision": "fp32"}
+    inputs = {"data": curated, "pretrain": pretrained}
+    weights = []
+    for micro in (8, 2):
+        work = run_stage(
+            "train", tmp_path / str(micro), inputs, train={**settings, "micro_batch_size": micro}
+        )
+        weights.append(load_file(work / "output" / "model" / "model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=2e-4)
+
+
+def test_lora_trains_the_adapter_only_and_merges_as_peft_does(
+    tmp_path: Path, curated: Path, pretrained: Path, run_stage: Callable[..., Path]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    inputs = {"data": curated, "pretrain": pretrained}
+    work = run_stage("train", tmp_path / "train", inputs, train={"peft": "lora", "lr": 0.01})
+    adapter = work / "output" / "adapter"
+    assert json.loads((work / "output" / "model.json").read_text())["parent"] == "pretrain"
+    assert any(
+        float(t.abs().max()) > 0
+        for name, t in load_file(adapter / "adapter_model.safetensors").items()
+        if "lora_B" in name
+    )
+    merged = tmp_path / "merged"
+    merge_adapter(pretrained / "model", adapter, merged)
+    tokens = torch.arange(4, 40)[None]
+    with torch.no_grad():
+        ours = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)(tokens).logits
+        base = AutoModelForCausalLM.from_pretrained(pretrained / "model", dtype=torch.float32)
+        before = base(tokens).logits
+        by_peft = PeftModel.from_pretrained(base, adapter)(tokens).logits
+    torch.testing.assert_close(ours, by_peft, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(ours, before, atol=1e-3)
+
+
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_preference_training_starts_at_the_reference_and_moves_away(
+    tmp_path: Path, curated: Path, pretrained: Path, run_stage: Callable[..., Path], peft: str
+) -> None:
+    inputs = {"data": curated, "pretrain": pretrained}
+    settings = {"peft": peft, "lr": 0.005, "max_steps": 10, "beta": 0.5, "precision": "fp32"}
+    work = run_stage("align", tmp_path / "align", inputs, align=settings)
+    logged = [
+        json.loads(line)
+        for line in (work / "state" / "checkpoints" / "training.jsonl").read_text().splitlines()
+    ]
+    assert logged[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    held_out = json.loads((work / "result.json").read_text())["metrics"]["held_out"]
+    assert held_out["margin"] > 0
+    assert {"accuracy", "style_accuracy", "content_accuracy", "log_ratio_per_token"} <= set(held_out)
+
+
+def test_training_without_examples_is_refused(tmp_path: Path, curated: Path, pretrained: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(curated, data)
+    (data / "sft" / "train.jsonl").write_text("")
+    process = start(write_job("train", tmp_path / "w", {"data": data, "pretrain": pretrained}))
+    process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert "no training example" in events(tmp_path / "w", "error")[0]["text"]
+    assert load_step(tmp_path / "w" / "job.json").stage == "train"
