@@ -15,7 +15,7 @@ import pytest
 from conftest import Lifecycle, free_ports
 
 from pipeline.runner.store import file_table, output_digest
-from pipeline.toolchains import ROOT, Toolchain
+from pipeline.toolchains import Toolchain
 
 HERE = Path(__file__).parent
 
@@ -56,9 +56,7 @@ def test_http_and_grpc_answer_with_hugging_faces_tokens(chain: Lifecycle) -> Non
         timeout=200,
     )
     answers = json.loads(done.stdout.splitlines()[-1])
-    assert answers["http"] == answers["grpc"] == answers["hugging_face"].strip() or (
-        answers["http"].strip() == answers["grpc"].strip() == answers["hugging_face"].strip()
-    )
+    assert answers["http"].strip() == answers["grpc"].strip() == answers["hugging_face"].strip() != ""
     assert answers["pieces"] > 1
 
 
@@ -102,7 +100,7 @@ def test_kill_and_rerun_gives_bit_identical_weights(
     before = {"pretrain": ("curate",), "align": ("curate", "pretrain", "train")}[stage]
     lifecycle = copy_of(chain, tmp_path, before)
     process = lifecycle.start(stage)
-    events = wait_for_step(lifecycle, stage, first_checkpoint + 3, process)
+    wait_for_step(lifecycle, stage, first_checkpoint + 3, process)
     job = next((lifecycle.runs / "llama-mini" / stage / ".work").iterdir()) / "job.json"
     pids = subprocess.run(
         ["pgrep", "-f", str(job)], capture_output=True, text=True, check=True
@@ -115,15 +113,11 @@ def test_kill_and_rerun_gives_bit_identical_weights(
     assert not (lifecycle.runs / "llama-mini" / stage / "latest").exists()
     again = lifecycle(stage)
     assert "an interrupted attempt goes on" in again
-    first_steps = [
-        e["done"]
-        for e in map(json.loads, logged(lifecycle, stage))
-        if e["kind"] == "progress" and e["unit"] == "steps"
-    ]
-    assert len(events) > 0
-    assert first_steps
-    for model in ("model/model.safetensors",):
-        assert (lifecycle.latest(stage) / model).read_bytes() == (chain.latest(stage) / model).read_bytes()
+    weights = "model/model.safetensors"
+    assert (lifecycle.latest(stage) / weights).read_bytes() == (chain.latest(stage) / weights).read_bytes()
+    # It went on from the checkpoint: the first of its own steps is not the first of all.
+    text = log_of(lifecycle, stage)
+    assert f"step_{first_checkpoint - 1}" in text.split("attempt of")[-1]
 
 
 def test_interrupting_the_controller_ends_the_step_and_says_how_to_go_on(
@@ -231,13 +225,13 @@ def copy_of(chain: Lifecycle, folder: Path, stages: tuple[str, ...]) -> Lifecycl
     return lifecycle
 
 
-def logged(lifecycle: Lifecycle, stage: str) -> list[str]:
-    """Lines of the events of a finished step."""
+def log_of(lifecycle: Lifecycle, stage: str) -> str:
+    """The log of a finished step, all attempts."""
     name = lifecycle.latest(stage).name
-    return (lifecycle.runs / "llama-mini" / stage / ".logs" / name / "events.jsonl").read_text().splitlines()
+    return (lifecycle.runs / "llama-mini" / stage / ".logs" / name / "log.txt").read_text()
 
 
-def wait_for_step(lifecycle: Lifecycle, stage: str, step: int, process: subprocess.Popen[str]) -> list[dict]:
+def wait_for_step(lifecycle: Lifecycle, stage: str, step: int, process: subprocess.Popen[str]) -> None:
     """Wait until a training stage at work has done so many optimiser steps."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
@@ -245,11 +239,7 @@ def wait_for_step(lifecycle: Lifecycle, stage: str, step: int, process: subproce
         for path in (lifecycle.runs / "llama-mini" / stage / ".work").glob(
             "*/state/checkpoints/training.jsonl"
         ):
-            lines = path.read_text().splitlines()
-            if len(lines) >= step:
-                return [json.loads(line) for line in lines[:step]]
+            if len(path.read_text().splitlines()) >= step:
+                return
         time.sleep(0.05)
     raise AssertionError(f"{stage} did not reach step {step}")
-
-
-assert ROOT
