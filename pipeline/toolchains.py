@@ -116,8 +116,8 @@ def create(toolchain: Toolchain) -> None:
         "--no-compile",
     ]
     if "torch" in pins(toolchain.lock):
-        _call([*pip, "-c", str(toolchain.lock), f"torch=={pins(toolchain.lock)['torch']}"], toolchain)
-    _call([*pip, "--no-deps", "-r", str(toolchain.lock)], toolchain)
+        _call([*pip, f"torch=={pins(toolchain.lock)['torch']}"], toolchain, toolchain.lock)
+    _call([*pip, "--no-deps", "-r", str(toolchain.lock)], toolchain, toolchain.lock)
     (toolchain.folder / STAMP).write_text(toolchain.lock_digest() + "\n", encoding="utf-8")
     print(f"{toolchain.name}: ready in {time.monotonic() - started:.0f} s", flush=True)
 
@@ -175,6 +175,10 @@ def failure_advice(output: str) -> str:
             "is not to be had for this Python and platform from the index that pip is set up to use",
         ),
         (
+            r"Cannot install (\S+) because",
+            "is not to be had in the pinned version from the index that pip is set up to use",
+        ),
+        (
             r"Could not find a version that satisfies the requirement (\S+)",
             "is not to be had from the index that pip is set up to use",
         ),
@@ -201,8 +205,17 @@ def failure_advice(output: str) -> str:
     return lines[-1] if lines else "pip gave no reason"
 
 
-def _call(command: list[str], toolchain: Toolchain) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+def _call(command: list[str], toolchain: Toolchain, constraint: Path | None = None) -> None:
+    """Run a command of an installation; ``constraint`` also pins what packages are built with."""
+    pinned = {"PIP_CONSTRAINT": str(constraint)} if constraint else {}
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env={**os.environ, **pinned},
+    )
     if done.returncode:
         log = toolchain.folder.parent / f"{toolchain.name}-install.log"
         log.write_text(done.stdout, encoding="utf-8")
