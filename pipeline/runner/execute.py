@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import Interrupted, LifecycleError, StepFailed, UserError
+from pipeline.errors import Interrupted, StepFailed, UserError
 from pipeline.runner.display import Display
 from pipeline.runner.events import EventReader
 from pipeline.stages.step import write_json
@@ -22,6 +22,7 @@ from pipeline.toolchains import ROOT, Toolchain
 GRACE_S = 20.0  # how long an interrupted step may take to end by itself
 POLL_S = 0.1
 DISK_FULL = 28  # see pipeline.stages.__main__
+ALMOST_NOTHING = 1_000_000  # bytes
 
 
 @dataclass
@@ -42,7 +43,8 @@ def execute(job: dict[str, Any], toolchain: Toolchain, display: Display) -> Outc
     Raises :class:`UserError` for exit status 2 (the user's mistake, in the step's own
     words), :class:`StepFailed` for any other failure, :class:`Interrupted` on a signal.
     The step dies with the controller: its group is signalled on every way out, and the
-    kernel signals it if the controller is killed.
+    kernel signals it if the controller is killed.  A server that a step leaves running has
+    a session of its own and is not touched.
     """
     work = Path(job["work"])
     work.mkdir(parents=True, exist_ok=True)
@@ -183,14 +185,12 @@ def _failure(stage: str, status: int, work: Path, errors: list[str]) -> str:
     tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
     lines = [f"{stage} {how}.", *errors, *(f"  | {line}" for line in tail), f"Its whole log: {log}"]
     lines.append("The same command tries again and goes on from its last checkpoint.")
-    try:
-        raise_full_disk(work)
-    except LifecycleError as full:
-        lines.insert(1, str(full))
+    if free_bytes(work) < ALMOST_NOTHING:
+        lines.insert(1, f"The disk of {work} is full: free some space first.")
     return "\n".join(lines)
 
 
-def raise_full_disk(work: Path) -> None:
-    """Raise :class:`UserError` when the disk of ``work`` has less than 1 MB left."""
-    if os.statvfs(work).f_bavail * os.statvfs(work).f_frsize < 1_000_000:
-        raise UserError(f"the disk of {work} is full")
+def free_bytes(folder: Path) -> int:
+    """Bytes that can still be written to the disk of a folder."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
