@@ -34,7 +34,7 @@ run: $(CONTROLLER) $(CORE) $(SERVING)
 curate pretrain train align evaluate: $(CONTROLLER) $(CORE)
 	@$(call LIFECYCLE,$@)
 
-export deploy: $(CONTROLLER) $(CORE) $(SERVING)
+deploy export: $(CONTROLLER) $(CORE) $(SERVING)
 	@$(call LIFECYCLE,$@)
 
 plan status explain chat stop: $(CONTROLLER)
