@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import socket
 import subprocess
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +47,52 @@ class Lifecycle:
         assert process.returncode == code, output
         return output
 
-    def latest(self, stage: str) -> Path:
-        return (self.runs / "llama-mini" / stage / "latest").resolve()
+    def latest(self, stage: str, recipe: str = "llama-mini") -> Path:
+        return (self.runs / recipe / stage / "latest").resolve()
+
+    def copy(self, folder: Path, stages: tuple[str, ...], recipe: str = "llama-mini") -> Lifecycle:
+        """Another place for runs that has the artifacts of these stages."""
+        other = Lifecycle(folder / "runs", free_ports())
+        for stage in stages:
+            hidden = shutil.ignore_patterns(".*")
+            shutil.copytree(
+                self.runs / recipe / stage, other.runs / recipe / stage, symlinks=True, ignore=hidden
+            )
+        return other
+
+    def kill_step(self, stage: str, after: int, recipe: str = "llama-mini") -> str:
+        """Start a training stage and kill -9 its process after so many optimiser steps.
+
+        Returns what the controller said; it must have ended with status 1.
+        """
+        process = self.start(stage, recipe=recipe)
+        self.wait_for_step(stage, after, process, recipe)
+        job = next((self.runs / recipe / stage / ".work").iterdir()) / "job.json"
+        found = subprocess.run(["pgrep", "-f", str(job)], capture_output=True, text=True, check=True)
+        for pid in found.stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 1, output
+        return output
+
+    def wait_for_step(
+        self, stage: str, step: int, process: subprocess.Popen[str], recipe: str = "llama-mini"
+    ) -> None:
+        """Wait until a training stage at work has done so many optimiser steps."""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[0]
+            work = self.runs / recipe / stage / ".work"
+            for path in work.glob("*/state/checkpoints/training.jsonl"):
+                if len(path.read_text().splitlines()) >= step:
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"{stage} did not reach step {step}")
+
+    def log(self, stage: str, recipe: str = "llama-mini") -> str:
+        """The log of a finished step, all attempts."""
+        name = self.latest(stage, recipe).name
+        return (self.runs / recipe / stage / ".logs" / name / "log.txt").read_text()
 
 
 def free_ports() -> str:
@@ -58,7 +106,7 @@ def free_ports() -> str:
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Lifecycle:
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lifecycle]:
     """The miniature recipe, run once to an answering server; stopped at the end."""
     lifecycle = Lifecycle(tmp_path_factory.mktemp("runs"), free_ports())
     try:

@@ -84,7 +84,7 @@ def test_one_setting_of_align_reruns_align_and_what_follows(chain: Lifecycle) ->
 
 def test_lora_trains_aligns_and_resolves_to_one_model(chain: Lifecycle, tmp_path: Path) -> None:
     lora = "train.peft=lora align.peft=lora train.max_steps=6 align.max_steps=4"
-    lifecycle = copy_of(chain, tmp_path, ("curate", "pretrain"))
+    lifecycle = chain.copy(tmp_path, ("curate", "pretrain"))
     lifecycle("evaluate", settings=lora)
     for stage in ("train", "align"):
         assert (lifecycle.latest(stage) / "adapter" / "adapter_model.safetensors").is_file()
@@ -98,34 +98,38 @@ def test_kill_and_rerun_gives_bit_identical_weights(
     chain: Lifecycle, tmp_path: Path, stage: str, first_checkpoint: int
 ) -> None:
     before = {"pretrain": ("curate",), "align": ("curate", "pretrain", "train")}[stage]
-    lifecycle = copy_of(chain, tmp_path, before)
-    process = lifecycle.start(stage)
-    wait_for_step(lifecycle, stage, first_checkpoint + 3, process)
-    job = next((lifecycle.runs / "llama-mini" / stage / ".work").iterdir()) / "job.json"
-    pids = subprocess.run(
-        ["pgrep", "-f", str(job)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    for pid in pids:
-        os.kill(int(pid), signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1, output
-    assert "SIGKILL" in output
+    lifecycle = chain.copy(tmp_path, before)
+    assert "SIGKILL" in lifecycle.kill_step(stage, first_checkpoint + 3)
     assert not (lifecycle.runs / "llama-mini" / stage / "latest").exists()
     again = lifecycle(stage)
     assert "an interrupted attempt goes on" in again
     weights = "model/model.safetensors"
     assert (lifecycle.latest(stage) / weights).read_bytes() == (chain.latest(stage) / weights).read_bytes()
     # It went on from the checkpoint: the first of its own steps is not the first of all.
-    text = log_of(lifecycle, stage)
+    text = lifecycle.log(stage)
     assert f"step_{first_checkpoint - 1}" in text.split("attempt of")[-1]
+
+
+def test_a_base_model_takes_the_place_of_pretraining(chain: Lifecycle, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(chain.latest("pretrain") / "model", base)
+    for file in (chain.latest("curate") / "tokenizer").iterdir():
+        shutil.copy(file, base)
+    lifecycle = Lifecycle(tmp_path / "runs", free_ports())
+    settings = f"model.base={base} train.max_steps=4 align.max_steps=4 align.peft=lora"
+    output = lifecycle("export", settings=settings)
+    assert "pretrain" not in output
+    report = json.loads((lifecycle.latest("evaluate") / "evaluation.json").read_text())
+    assert report["order"] == ["base", "train", "align"]
+    assert json.loads((lifecycle.latest("align") / "model.json").read_text())["kind"] == "adapter"
 
 
 def test_interrupting_the_controller_ends_the_step_and_says_how_to_go_on(
     chain: Lifecycle, tmp_path: Path
 ) -> None:
-    lifecycle = copy_of(chain, tmp_path, ("curate",))
+    lifecycle = chain.copy(tmp_path, ("curate",))
     process = lifecycle.start("pretrain")
-    wait_for_step(lifecycle, "pretrain", 5, process)
+    lifecycle.wait_for_step("pretrain", 5, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
@@ -140,7 +144,7 @@ def test_the_gate_stops_the_chain_and_an_override_is_recorded(chain: Lifecycle, 
     output = chain("export", settings=closed, code=3)
     assert "the gate between evaluate and export is closed" in output
     assert "style preference accuracy change" in output
-    lifecycle = copy_of(chain, tmp_path, ("curate", "pretrain", "train", "align", "evaluate"))
+    lifecycle = chain.copy(tmp_path, ("curate", "pretrain", "train", "align", "evaluate"))
     lifecycle("export", settings=f"{closed} gate.override_reason='\"a test of the record\"'")
     verdict = json.loads((lifecycle.latest("export") / "manifest.json").read_text())["gate"]
     assert verdict["passed"] is False
@@ -213,33 +217,3 @@ def test_stop_stops_exactly_that_server(chain: Lifecycle) -> None:
     assert "no server" in chain("stop")
     chain("deploy")
     assert chain("status").count("done") == 7
-
-
-def copy_of(chain: Lifecycle, folder: Path, stages: tuple[str, ...]) -> Lifecycle:
-    """Another place for runs that has the artifacts of these stages."""
-    lifecycle = Lifecycle(folder / "runs", free_ports())
-    for stage in stages:
-        source = chain.runs / "llama-mini" / stage
-        target = lifecycle.runs / "llama-mini" / stage
-        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns(".*"))
-    return lifecycle
-
-
-def log_of(lifecycle: Lifecycle, stage: str) -> str:
-    """The log of a finished step, all attempts."""
-    name = lifecycle.latest(stage).name
-    return (lifecycle.runs / "llama-mini" / stage / ".logs" / name / "log.txt").read_text()
-
-
-def wait_for_step(lifecycle: Lifecycle, stage: str, step: int, process: subprocess.Popen[str]) -> None:
-    """Wait until a training stage at work has done so many optimiser steps."""
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[0]
-        for path in (lifecycle.runs / "llama-mini" / stage / ".work").glob(
-            "*/state/checkpoints/training.jsonl"
-        ):
-            if len(path.read_text().splitlines()) >= step:
-                return
-        time.sleep(0.05)
-    raise AssertionError(f"{stage} did not reach step {step}")

@@ -129,6 +129,13 @@ def run_order(examples: Examples, steps: int, batch: int, seed: int) -> list[int
     return order[:needed]
 
 
+def spread(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of ``count`` indices, evenly spread: data files go source by source."""
+    if count <= wanted:
+        return list(range(count))
+    return [place * count // wanted for place in range(wanted)]
+
+
 def document_examples(tokenizer: Any, texts: list[str], context: int) -> tuple[Examples, dict[str, int]]:
     """Documents as next-token examples, each between two end-of-text tokens.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.engines.automodel.config import recipe_config
 from pipeline.engines.automodel.cpu import make_cuda_calls_harmless
-from pipeline.engines.automodel.examples import Examples, run_order
+from pipeline.engines.automodel.examples import Examples, run_order, spread
 from pipeline.schema import Optimisation
 from pipeline.stages.step import InputError, Step
 
@@ -32,8 +32,8 @@ def prepare(
     train_file, validation_file = step.state / "train.safetensors", step.state / "validation.safetensors"
     batch = settings.global_batch_size
     train.save(train_file, run_order(train, settings.max_steps, batch, settings.seed))
-    looked_at = min(len(validation), settings.validation_batches * settings.micro_batch_size)
-    validation.save(validation_file, list(range(looked_at)))
+    wanted = settings.validation_batches * settings.micro_batch_size
+    validation.save(validation_file, spread(len(validation), wanted))
     return train_file, validation_file
 
 

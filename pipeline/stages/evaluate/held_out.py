@@ -12,6 +12,7 @@ from pipeline.engines.automodel.examples import (
     instruction_examples,
     preference_examples,
     read_records,
+    spread,
 )
 from pipeline.schema import Evaluate
 
@@ -35,7 +36,8 @@ class HeldOut:
 
 def read_held_out(data: Path, tokenizer: Any, settings: Evaluate, context: int) -> HeldOut:
     """Read and tokenise the test split of curation's artifact."""
-    texts = [r["text"] for r in read_records(data / "pretrain" / "test.jsonl")[: settings.max_documents]]
+    every = read_records(data / "pretrain" / "test.jsonl")
+    texts = [every[place]["text"] for place in spread(len(every), settings.max_documents)]
     documents, _ = document_examples(tokenizer, texts, context)
     records = read_records(data / "sft" / "test.jsonl")
     pairs = records[: settings.max_pairs]

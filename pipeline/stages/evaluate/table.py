@@ -51,7 +51,8 @@ def markdown(report: dict[str, Any]) -> str:
     )
     row("distinct greedy answers", lambda m: m["distinct_answer_share"], "", 1, 100, "%")
     row("words in a greedy answer", lambda m: m["mean_answer_words"], "", 1)
-    lines += ["", "## Changes, with paired 95% intervals", ""]
+    if names[1:]:
+        lines += ["", "## Changes, with paired 95% intervals", ""]
     for name in names[1:]:
         lines += _changes(name, report["changes"][name])
     scored = ", ".join(f"{count:,} {what}" for what, count in report["scored"].items())
