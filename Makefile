@@ -10,6 +10,7 @@
 RECIPE ?= llama-tiny
 SITE   ?= local
 SET    ?=
+KEY    ?=# for explain: one setting, e.g. KEY=train.lr
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENVS  := $(or $(LIFECYCLE_VENVS),.venvs)
 
@@ -20,7 +21,7 @@ CONTROLLER := $(VENVS)/controller/$(STAMP)
 CORE       := $(VENVS)/core/$(STAMP)
 SERVING    := $(VENVS)/serving/$(STAMP)
 DEV        := $(VENVS)/dev/$(STAMP)
-LIFECYCLE   = $(VENVS)/controller/bin/python -m pipeline $(1) $(RECIPE) --site $(SITE) --set "$$SET"
+LIFECYCLE   = $(VENVS)/controller/bin/python -m pipeline $(1) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
 
 .PHONY: help run $(STAGES) plan status explain chat stop env clean-env test lint test-unit test-stages test-e2e test-full locks
 
@@ -38,7 +39,7 @@ deploy export: $(CONTROLLER) $(CORE) $(SERVING)
 	@$(call LIFECYCLE,$@)
 
 plan status explain chat stop: $(CONTROLLER)
-	@$(call LIFECYCLE,$@) $(KEY)
+	@$(call LIFECYCLE,$@)
 
 # ---------------------------------------------------------------------- environments
 
