@@ -144,7 +144,7 @@ def document_examples(tokenizer: Any, texts: list[str], context: int) -> tuple[E
     end = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     sequences = []
     windows = 0
-    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []:
         whole = [end, *ids, end]
         for start in range(0, len(whole) - 1, context):
             window = whole[start : start + context + 1]
