@@ -119,6 +119,7 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         """Pass an optimiser step's figures to the step's events."""
         if not self.dist_env.is_main:
             return
+        self.metric_logger_train.log(log_data)
         metrics = log_data.metrics
         done = log_data.step + 1
         self._seen["tokens"] += metrics["num_tokens_per_step"]
