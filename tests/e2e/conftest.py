@@ -60,13 +60,13 @@ class Lifecycle:
             )
         return other
 
-    def kill_step(self, stage: str, after: int, recipe: str = "llama-mini") -> str:
-        """Start a training stage and kill -9 its process after so many optimiser steps.
+    def kill_step(self, stage: str, recipe: str = "llama-mini") -> str:
+        """Start a training stage and kill -9 its process after its first checkpoint.
 
         Returns what the controller said; it must have ended with status 1.
         """
         process = self.start(stage, recipe=recipe)
-        self.wait_for_step(stage, after, process, recipe)
+        self.wait_for_checkpoint(stage, process, recipe)
         job = next((self.runs / recipe / stage / ".work").iterdir()) / "job.json"
         found = subprocess.run(["pgrep", "-f", str(job)], capture_output=True, text=True, check=True)
         for pid in found.stdout.split():
@@ -75,19 +75,17 @@ class Lifecycle:
         assert process.returncode == 1, output
         return output
 
-    def wait_for_step(
-        self, stage: str, step: int, process: subprocess.Popen[str], recipe: str = "llama-mini"
+    def wait_for_checkpoint(
+        self, stage: str, process: subprocess.Popen[str], recipe: str = "llama-mini"
     ) -> None:
-        """Wait until a training stage at work has done so many optimiser steps."""
+        """Wait until a training stage at work has a complete checkpoint."""
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()[0]
-            work = self.runs / recipe / stage / ".work"
-            for path in work.glob("*/state/checkpoints/training.jsonl"):
-                if len(path.read_text().splitlines()) >= step:
-                    return
-            time.sleep(0.05)
-        raise AssertionError(f"{stage} did not reach step {step}")
+            if list((self.runs / recipe / stage / ".work").glob("*/state/checkpoints/LATEST")):
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"{stage} wrote no checkpoint")
 
     def log(self, stage: str, recipe: str = "llama-mini") -> str:
         """The log of a finished step, all attempts."""
