@@ -37,6 +37,9 @@ class Stage:
     purpose: str = ""
 
 
+MODELS = ("pretrain", "train", "align")
+DATA_AND_MODELS = (("data", ("curate",)), *((name, (name,)) for name in MODELS))
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="curate",
@@ -90,13 +93,8 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         toolchain="core",
         sections=("model", "evaluate"),
-        consumes=(
-            ("data", ("curate",)),
-            ("pretrain", ("pretrain",)),
-            ("train", ("train",)),
-            ("align", ("align",)),
-        ),
-        optional=("pretrain", "train", "align"),
+        consumes=DATA_AND_MODELS,
+        optional=MODELS,
         uses_base_model=True,
         produces=("evaluation.json", "evaluation.md"),
         purpose="base, fine-tuned and aligned model side by side on held-out data",
@@ -106,13 +104,8 @@ STAGES: tuple[Stage, ...] = (
         version=1,
         toolchain="serving",
         sections=("model", "export"),
-        consumes=(
-            ("data", ("curate",)),
-            ("pretrain", ("pretrain",)),
-            ("train", ("train",)),
-            ("align", ("align",)),
-        ),
-        optional=("pretrain", "train", "align"),
+        consumes=DATA_AND_MODELS,
+        optional=MODELS,
         uses_base_model=True,
         produces=("bundle/config.json", "bundle/model.safetensors", "repository", "parity.json"),
         purpose="one bundle and a Triton model repository",
@@ -169,7 +162,7 @@ def resolve(names: list[str], has_base_model: bool) -> tuple[Step, ...]:
                 raise UserError(
                     f"stages: {stage.name} needs what {' or '.join(suppliers)} makes; add it to the recipe's stages"
                 )
-        models = {"pretrain", "train", "align"} & {p for _, p in parents}
+        models = set(MODELS) & {p for _, p in parents}
         if stage.uses_base_model and stage.name != "curate" and not models and not has_base_model:
             raise UserError(
                 f"stages: {stage.name} needs a model: add pretrain to the stages, or set model.base"

@@ -33,10 +33,9 @@ def run(step: Step) -> None:
     recipe.prefer(step, settings, kinds, step.state / "reference.safetensors")
     session.train(step, recipe)
     figures = recipe.final_figures()
-    if settings.peft == "lora":
-        publish.publish_adapter(step, recipe.model_parts[0], settings.lora, parent)
-    else:
-        publish.publish_full(step, recipe.model_parts[0], start, tokenizer)
+    publish.publish_trained(
+        step, settings, recipe.model_parts[0], start=start, tokenizer=tokenizer, parent=parent
+    )
     held_out = figures["held_out"]
     step.finish(
         metrics={**figures, "data": counts, "parent": parent},

@@ -30,10 +30,9 @@ def run(step: Step) -> None:
     step.phase("train")
     session.train(step, recipe)
     figures = recipe.final_figures()
-    if settings.peft == "lora":
-        publish.publish_adapter(step, recipe.model_parts[0], settings.lora, parent)
-    else:
-        publish.publish_full(step, recipe.model_parts[0], start, tokenizer)
+    publish.publish_trained(
+        step, settings, recipe.model_parts[0], start=start, tokenizer=tokenizer, parent=parent
+    )
     step.finish(
         metrics={**figures, "data": counts, "parent": parent},
         headline=f"validation answer loss {figures['validation_loss']:.3f}",

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline.schema import Lora, Model
+from pipeline.schema import Align, Lora, Model, Train
 from pipeline.stages.step import Step, write_json
 
 
@@ -41,6 +41,16 @@ def new_model(settings: Model, tokenizer: Any, seed: int, folder: Path) -> None:
     plain = json.loads((part / "config.json").read_text(encoding="utf-8"))
     write_json(part / "config.json", {**plain, **rope})
     part.rename(folder)
+
+
+def publish_trained(
+    step: Step, settings: Train | Align, model: Any, *, start: Path, tokenizer: Any, parent: str
+) -> None:
+    """Publish what fine-tuning or alignment made of the ``parent`` stage's model."""
+    if settings.peft == "lora":
+        publish_adapter(step, model, settings.lora, parent)
+    else:
+        publish_full(step, model, start, tokenizer)
 
 
 def publish_full(step: Step, model: Any, start: Path, tokenizer: Any) -> None:
