@@ -91,8 +91,9 @@ def base_model_digests(base: Path, memory: DigestMemory) -> dict[str, str]:
 def package_digest(package: str, toolchain: Toolchain) -> str:
     """Digest of an installed package's Python sources, from its wheel's own record.
 
-    Raises :class:`UserError` when the toolchain does not have the package.
+    Raises :class:`UserError` when the toolchain is not installed or lacks the package.
     """
+    toolchain.require()
     if package == "stdlib":
         return f"python-{toolchain.python_version()}"
     site = toolchain.site_packages()

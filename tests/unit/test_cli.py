@@ -55,6 +55,14 @@ def test_mistakes_end_with_status_2_and_one_message(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_plan_without_environments_says_which_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LIFECYCLE_VENVS", str(tmp_path))
+    assert main(["plan", "llama-tiny", "--runs", str(tmp_path / "runs")]) == 2
+    assert "run `make env-core`" in capsys.readouterr().err
+
+
 def test_stop_without_a_server_is_not_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stop", "llama-tiny", "--runs", str(tmp_path)]) == 0
     assert "no server of llama-tiny was started here" in capsys.readouterr().out
