@@ -53,7 +53,7 @@ env-%: $(VENVS)/%/$(STAMP)
 	@:
 
 clean-env:
-	rm -rf $(VENVS)
+	rm -rf $(addprefix $(VENVS)/,controller core serving dev)
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:

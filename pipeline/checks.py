@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from pipeline import schema
 
+REDACTED = ("email", "ipv4", "phone", "api_key")  # see pipeline/stages/curate/redact.py
+
 
 def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
     """All broken rules of a recipe as (setting, message), the first the most basic."""
@@ -31,6 +33,11 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
                 f"{section}.warmup_steps",
                 f"{settings.warmup_steps} leaves nothing of {section}.max_steps = {settings.max_steps}",
             )
+    name = recipe.export.model_name
+    if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
+        yield "export.model_name", f"{name!r} is part of an address: letters, digits, '-', '_' and '.' only"
+    if recipe.export.parity_tokens >= recipe.model.context:
+        yield "export.parity_tokens", f"leaves no room for a prompt in model.context = {recipe.model.context}"
     ports = (recipe.deploy.http_port, recipe.deploy.grpc_port, recipe.deploy.metrics_port)
     if len(set(ports)) < 3:
         yield "deploy.http_port", f"the three ports must differ; they are {', '.join(map(str, ports))}"
@@ -49,6 +56,11 @@ def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:
             )
         if source.kind != "python-docs" and not source.path:
             yield f"curate.sources.{index}.path", f"a {source.kind} source needs a path"
+        if source.kind == "python-docs" and source.path:
+            yield f"curate.sources.{index}.path", "a python-docs source has packages, not a path"
+    for kind in curate.redact:
+        if kind not in REDACTED:
+            yield "curate.redact", f"there is no kind {kind!r}; the kinds are {', '.join(REDACTED)}"
     if curate.dedup.permutations % curate.dedup.bands:
         yield (
             "curate.dedup.bands",

@@ -42,6 +42,8 @@ EXAMPLES = """examples:
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the exit status says how it went (see :mod:`pipeline.errors`)."""
     options = _parser().parse_args(arguments)
+    # Also where a shell started this in the background and SIGINT is ignored.
+    signal.signal(signal.SIGINT, _as_interrupt)
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         return int(options.call(options))
@@ -120,7 +122,9 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    print_summary(_load(options).plan())
+    chain = _load(options)
+    inputs.check_inputs(chain.loaded)
+    print_summary(chain.plan())
     return 0
 
 

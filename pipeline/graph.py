@@ -17,7 +17,8 @@ from pipeline.errors import UserError
 class Stage:
     """A kind of work.
 
-    ``version`` is raised by hand when the same settings and inputs would no longer give
+    ``sections`` are the settings sections that count, or single settings of one
+    (``model.context``).  ``version`` is raised by hand when the same settings and inputs would no longer give
     the same output.  ``consumes`` maps the name under which the step finds an input to
     the stages that can supply it, in order of preference; ``optional`` names may be
     absent.  ``produces`` are the files and folders that a finished step must have.
@@ -45,7 +46,7 @@ STAGES: tuple[Stage, ...] = (
         name="curate",
         version=1,
         toolchain="core",
-        sections=("curate", "model"),
+        sections=("curate", "model.vocab_size", "model.context"),
         uses_documents=True,
         uses_base_model=True,
         produces=(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,8 @@ class Chain:
         if step.stage.live:
             if latest is None or latest.manifest["parts"] != parts:
                 return Planned(step, "run", self._why(parts, latest), parts, identity)
-            served = self.store.latest("export")
-            fault = deployment_fault(
-                self.store.server_record(), self.loaded.settings.deploy, served.identity if served else ""
-            )
+            served = str(latest.manifest["parents"]["export"]["identity"])
+            fault = deployment_fault(self.store.server_record(), self.loaded.settings.deploy, served)
             state, why = ("run", fault) if fault else ("done", latest.manifest["headline"])
             return Planned(step, state, why, parts, identity, latest)
         artifact = self.store.find(step.name, identity)
@@ -151,13 +149,18 @@ class Chain:
             if not checked_disk:
                 self._check_disk()
                 checked_disk = True
-            with lease(self.store.stage_folder(step.name), f"{self.loaded.name}/{step.name}"):
-                finished[step.name] = self._run_step(planned, artifacts, verdict, display)
+            with lease(self.store.stage_folder(step.name), f"{self.loaded.name}/{step.name}") as held:
+                finished[step.name] = self._run_step(planned, artifacts, verdict, display, held)
         self.memory.save()
         return list(finished.values())
 
     def _run_step(
-        self, planned: Planned, artifacts: dict[str, Artifact], verdict: gate.Verdict | None, display: Display
+        self,
+        planned: Planned,
+        artifacts: dict[str, Artifact],
+        verdict: gate.Verdict | None,
+        display: Display,
+        held: int,
     ) -> Planned:
         step, parts = planned.step, planned.parts
         assert parts is not None
@@ -175,7 +178,7 @@ class Chain:
         started = time.time()
         toolchain = Toolchain(step.stage.toolchain)
         try:
-            outcome = execute(job, toolchain, display)
+            outcome = execute(job, toolchain, display, held)
             self._check_produced(step, Path(job["work"]))
             manifest = self._manifest(step, identity, parts, artifacts, started, outcome, toolchain)
             if verdict:
@@ -188,10 +191,9 @@ class Chain:
         return Planned(step, "ran", outcome.headline, parts, identity, artifact)
 
     def _job(self, step: graph.Step, identity: str, artifacts: dict[str, Artifact]) -> dict[str, Any]:
-        from dataclasses import asdict
-
         recipe = self.loaded.settings
-        settings = {section: asdict(getattr(recipe, section)) for section in step.stage.sections}
+        sections = dict.fromkeys(section.split(".")[0] for section in step.stage.sections)
+        settings = {section: asdict(getattr(recipe, section)) for section in sections}
         for source in settings.get("curate", {}).get("sources", []):
             source["path"] = _absolute(source["path"])
         for name in ("instructions", "preferences"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,8 +39,12 @@ class Outcome:
     messages: list[str] = field(default_factory=list)
 
 
-def execute(job: dict[str, Any], toolchain: Toolchain, display: Display) -> Outcome:
+def execute(job: dict[str, Any], toolchain: Toolchain, display: Display, lease: int) -> Outcome:
     """Run the step that ``job`` describes and return its outcome.
+
+    ``lease`` is the descriptor of the stage's lock: the step inherits it, so that the lock
+    holds for as long as either lives.  What an earlier attempt left in ``output/`` is
+    dropped: only ``state/`` is made to be gone on from.
 
     Raises :class:`UserError` for exit status 2 (the user's mistake, in the step's own
     words), :class:`StepFailed` for any other failure, :class:`Interrupted` on a signal.
@@ -50,6 +56,7 @@ def execute(job: dict[str, Any], toolchain: Toolchain, display: Display) -> Outc
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / "job.json", job)
     (work / "result.json").unlink(missing_ok=True)
+    shutil.rmtree(work / "output", ignore_errors=True)
     events_path = work / "events.jsonl"
     _end_torn_line(events_path)
     reader = EventReader(events_path, events_path.stat().st_size if events_path.exists() else 0)
@@ -67,6 +74,7 @@ def execute(job: dict[str, Any], toolchain: Toolchain, display: Display) -> Outc
             cwd=work,
             env=step_environment(toolchain, job["threads"]),
             start_new_session=True,
+            pass_fds=(lease,),
             preexec_fn=_die_with_parent,
         )
         try:
@@ -149,16 +157,17 @@ def _watch(
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End the step's process group: politely, and after a grace period by force."""
-    deadline = time.monotonic() + (GRACE_S if process.returncode is None else 0.0)
-    sent = signal.SIGTERM if process.returncode is None else signal.SIGKILL
     try:
-        os.killpg(process.pid, sent)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            deadline = time.monotonic() + GRACE_S
+            while process.poll() is None and time.monotonic() < deadline:
+                time.sleep(POLL_S)
     except ProcessLookupError:
-        return
-    finally:
+        pass  # it ended between the look and the signal
+    finally:  # also when a second Ctrl-C cuts the grace period short
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.poll()
 
 

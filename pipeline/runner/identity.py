@@ -46,10 +46,7 @@ def parts_of(
     """The parts of a step's identity; :func:`digest_of` of them is the identity."""
     return {
         "stage": {"name": step.name, "version": step.stage.version},
-        "settings": {
-            section: _without_paths(section, schema.identity_values(getattr(recipe, section)))
-            for section in step.stage.sections
-        },
+        "settings": _settings(step.stage.sections, recipe),
         "parents": dict(sorted(parent_digests.items())),
         "inputs": dict(sorted(inputs.items())),
     }
@@ -74,6 +71,15 @@ def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
             found.append(f"input {name} is gone")
         elif new["inputs"][name] != old["inputs"][name]:
             found.append(f"input {name} changed")
+    return found
+
+
+def _settings(sections: tuple[str, ...], recipe: schema.Recipe) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for entry in sections:
+        section, _, name = entry.partition(".")
+        values = _without_paths(section, schema.identity_values(getattr(recipe, section)))
+        found.setdefault(section, {}).update({name: values[name]} if name else values)
     return found
 
 

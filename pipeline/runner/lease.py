@@ -15,10 +15,11 @@ from pipeline.errors import LifecycleError
 
 
 @contextmanager
-def lease(folder: Path, what: str) -> Iterator[None]:
+def lease(folder: Path, what: str) -> Iterator[int]:
     """Hold the folder's lock; raise :class:`LifecycleError` naming the holder if it is taken.
 
-    The kernel drops the lock when its holder dies, however it dies.
+    Gives the lock's descriptor, for a step to inherit: the kernel drops the lock when the
+    last process that has it dies, however it dies.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lease", "a+", encoding="utf-8") as handle:
@@ -38,6 +39,6 @@ def lease(folder: Path, what: str) -> Iterator[None]:
         )
         handle.flush()
         try:
-            yield
+            yield handle.fileno()
         finally:
             handle.truncate(0)

@@ -146,6 +146,18 @@ def stop(record: ServerRecord) -> str:
     return f"the server at {record.address} (process {record.pid}) was already gone"
 
 
+def peak_memory_gb(record: ServerRecord) -> float:
+    """Memory of the server's largest process at its peak, in GB."""
+    peaks = [0]
+    for member in _members(record):
+        try:
+            status = Path(f"/proc/{member.pid}/status").read_text(encoding="utf-8")
+        except OSError:
+            continue  # it ended meanwhile
+        peaks += [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")]
+    return round(max(peaks) * 1024 / 1e9, 2)
+
+
 def status_text(record: ServerRecord | None, timeout: float = 5.0) -> str:
     """One line about the server for a person."""
     if record is None:

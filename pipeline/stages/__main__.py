@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -16,6 +17,8 @@ from pipeline.stages.step import InputError, Step
 
 
 def main() -> int:
+    # Ending by an exception lets a stage clean up; AutoModel puts its own handler in place.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     step = Step.load(Path(sys.argv[1]))
     try:
         module = importlib.import_module(f"pipeline.stages.{step.stage}")

@@ -39,5 +39,6 @@ def run(step: Step) -> None:
     held_out = figures["held_out"]
     step.finish(
         metrics={**figures, "data": counts, "parent": parent},
-        headline=f"held-out preference accuracy {held_out['accuracy']:.3f}, reward margin {held_out['margin']:.2f}",
+        headline=f"held-out preference accuracy {held_out['accuracy']:.3f}, reward margin {held_out['margin']:.2f}, "
+        f"KL {held_out['kl']:.3f} nats a token",
     )

@@ -99,8 +99,9 @@ def merge_adapter(base: Path, adapter: Path, target: Path) -> None:
         down = deltas[key].to(torch.float32)
         up = deltas[key.replace(".lora_A.", ".lora_B.")].to(torch.float32)
         name = f"{layer}.weight"
-        weights[name] = (weights[name].to(torch.float32) + scale * (up @ down)).to(weights[name].dtype)
+        weights[name] = weights[name].to(torch.float32) + scale * (up @ down)
     target.mkdir(parents=True)
+    weights = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
     for file in base.iterdir():
         if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
             shutil.copy2(file, target / file.name)

@@ -15,6 +15,7 @@ import pytest
 from conftest import Lifecycle, free_ports
 
 from pipeline.runner.store import file_table, output_digest
+from pipeline.serving.server import ServerRecord, is_running
 from pipeline.toolchains import Toolchain
 
 HERE = Path(__file__).parent
@@ -56,7 +57,7 @@ def test_http_and_grpc_answer_with_hugging_faces_tokens(chain: Lifecycle) -> Non
         timeout=200,
     )
     answers = json.loads(done.stdout.splitlines()[-1])
-    assert answers["http"].strip() == answers["grpc"].strip() == answers["hugging_face"].strip() != ""
+    assert answers["http"] == answers["grpc"] == answers["hugging_face"] != ""
     assert answers["pieces"] > 1
 
 
@@ -209,7 +210,7 @@ def test_bad_data_is_told_plainly_with_status_2(tmp_path: Path) -> None:
 def test_stop_stops_exactly_that_server(chain: Lifecycle) -> None:
     record = json.loads((chain.runs / "llama-mini" / "deploy" / "server.json").read_text())
     assert "stopped the server" in chain("stop")
-    assert not Path(f"/proc/{record['pid']}").exists()
+    assert not is_running(ServerRecord(**record))
     assert "no server" in chain("stop")
     chain("deploy")
     assert chain("status").count("done") == 7

@@ -61,7 +61,8 @@ def test_alignment_moves_the_style_and_keeps_the_rest(report: dict[str, Any]) ->
 def test_no_process_passed_six_gib_and_the_chain_is_quick(tiny: Lifecycle) -> None:
     stages = ("curate", "pretrain", "train", "align", "evaluate", "export", "deploy")
     manifests = [json.loads((tiny.latest(stage, RECIPE) / "manifest.json").read_text()) for stage in stages]
-    assert max(manifest["peak_memory_gb"] for manifest in manifests) < 6 * 1.073741824
+    peaks = [manifest["peak_memory_gb"] for manifest in manifests]
+    assert max(*peaks, manifests[-1]["metrics"]["server_peak_memory_gb"]) < 6 * 1.073741824
     assert sum(manifest["seconds"] for manifest in manifests) < 12 * 60
 
 

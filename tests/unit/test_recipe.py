@@ -95,6 +95,10 @@ def test_misspelt_key_inside_a_list_of_sources(root: Path) -> None:
         ("curate.sources=[{kind: tape}]", "not one of: python-docs, jsonl, text"),
         ("gate.override_reason=ok", "give a reason"),
         ("deploy.http_port=8001", "ports must differ"),
+        ("curate.redact=[emial]", "there is no kind 'emial'"),
+        ("export.model_name=a/b", "part of an address"),
+        ("export.parity_tokens=256", "leaves no room"),
+        ("curate.sources=[{kind: python-docs, packages: [stdlib], path: x}]", "has packages, not a path"),
     ],
 )
 def test_wrong_values_are_refused(root: Path, override: str, words: str) -> None:

@@ -1,13 +1,14 @@
 """Preference training: a recipe class on the same engine.
 
 The reference policy is the model as training found it: its log-probabilities are computed
-once, before the first step, and kept, so no second model stands in memory and AutoModel's
-state tracking sees one model only.  With LoRA they are those of the policy with its
-adapter off.
+once, before the first step, and kept, so training runs one model.  With LoRA the reference
+is the policy with its adapter off; without, a frozen copy serves the looks at the held-out
+pairs (the KL), out of AutoModel's sight, which tracks one model only.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ class DpoRecipe(NextTokenRecipe):
         self._kinds = kinds
         self._cache = cache
         self._reference: dict[str, Any] = {}
-        self._running: dict[str, float] = {}
+        self._frozen: dict[str, Any] = {}  # a dictionary: AutoModel would save a bare model
 
     def load_checkpoint(self, restore_from: str | None = None) -> None:
         """Score with the reference first, while the weights still are the reference's."""
@@ -56,6 +57,8 @@ class DpoRecipe(NextTokenRecipe):
             part = self._cache.with_suffix(".part")
             save_file(self._reference, part)
             part.rename(self._cache)
+        if not any(True for _ in _adapters(self.model_parts[0])):
+            self._frozen["reference"] = copy.deepcopy(self.model_parts[0]).eval().requires_grad_(False)
         self._reporter.phase("train")
         super().load_checkpoint(restore_from)
 
@@ -104,9 +107,6 @@ class DpoRecipe(NextTokenRecipe):
             "accuracy": (scores[:, 0] > scores[:, 1]).float().detach(),
             "reward_accuracy": (chosen > rejected).float(),
             "margin": (chosen - rejected).detach(),
-            # Schulman's k3 estimator of KL(policy || reference) needs samples of the policy;
-            # on given answers this is the mean log-ratio per token of the chosen answers.
-            "log_ratio_per_token": ((scores[:, 0] - reference[:, 0]) / lengths[:, 0]).detach(),
         }
         return losses, figures
 
@@ -120,21 +120,21 @@ class DpoRecipe(NextTokenRecipe):
         num_batches: int,
         is_train: bool = True,
     ) -> None:
-        losses, figures = self._pair_losses(batch, "train")
+        losses, _ = self._pair_losses(batch, "train")
         loss = losses.mean() / num_batches
         loss_buffer.append(loss.detach().clone())
-        self._running = {name: float(values.mean()) for name, values in figures.items()}
-        (loss * self._get_dp_group_size(include_cp=True)).backward()
+        loss.backward()  # a mean over pairs: averaging over data-parallel ranks keeps it one
 
     @torch.no_grad()
     def _run_validation_epoch(self, val_dataloader: Any) -> Any:
-        """Accuracy, margin and log-ratio over the validation pairs, by kind and together."""
+        """Accuracy, margin and KL to the reference over the validation pairs, by kind and together."""
         for mp in self.model_parts:
             mp.eval()
         sums: dict[str, float] = defaultdict(float)
         counts: dict[str, int] = defaultdict(int)
         for batch in val_dataloader:
             losses, figures = self._pair_losses(batch, "validation")
+            figures["kl"] = self._divergence(batch)
             for place, index in enumerate(batch["index"].tolist()):
                 kind = self._kinds[index]
                 for name, values in {"loss": losses, **figures}.items():
@@ -145,6 +145,24 @@ class DpoRecipe(NextTokenRecipe):
         # The last figure is what AutoModel's loop sums over its validation sets.
         metrics = {"val_loss": means.pop("loss"), **means, "pairs": counts["accuracy"], "num_label_tokens": 0}
         return MetricsSample(step=self.step_scheduler.step, epoch=self.step_scheduler.epoch, metrics=metrics)
+
+    def _divergence(self, batch: dict[str, Any]) -> Any:
+        """KL(policy || reference) in nats a token, exact over the vocabulary, ``[pairs]``.
+
+        Averaged over the answer tokens of both sides of a pair.
+        """
+        policy, _ = self.labelled_logits(batch)
+        if "reference" in self._frozen:
+            reference, _ = self.labelled_logits(batch, self._frozen["reference"])
+        else:
+            with adapters_off(self.model_parts[0]):
+                reference, _ = self.labelled_logits(batch)
+        log_policy, log_reference = policy.float().log_softmax(-1), reference.float().log_softmax(-1)
+        each = (log_policy.exp() * (log_policy - log_reference)).sum(-1)
+        pairs = (batch["labels"] != IGNORED).nonzero()[:, 0].to(each.device) // 2
+        count = len(batch["index"])
+        sums = torch.zeros(count, device=each.device).index_add(0, pairs, each)
+        return sums / torch.bincount(pairs, minlength=count)
 
     def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
         """Pass a look at the held-out pairs to the step's events."""
@@ -162,7 +180,7 @@ class DpoRecipe(NextTokenRecipe):
 @contextmanager
 def adapters_off(model: Any) -> Iterator[None]:
     """The model without its LoRA adapters, for as long as the context lasts."""
-    adapted = [module for module in model.modules() if hasattr(module, "lora_B") and hasattr(module, "scale")]
+    adapted = list(_adapters(model))
     scales = [module.scale for module in adapted]
     for module in adapted:
         module.scale = 0.0
@@ -171,3 +189,8 @@ def adapters_off(model: Any) -> Iterator[None]:
     finally:
         for module, scale in zip(adapted, scales, strict=True):
             module.scale = scale
+
+
+def _adapters(model: Any) -> Iterator[Any]:
+    """The model's LoRA layers."""
+    return (module for module in model.modules() if hasattr(module, "lora_B") and hasattr(module, "scale"))

@@ -86,6 +86,18 @@ class OrderedExamples(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.order)
 
+    def token_counts(self) -> tuple[int, int]:
+        """Input tokens and labelled tokens of everything that the run visits."""
+        lengths = self.examples.offsets[1:] - self.examples.offsets[:-1]
+        ends = torch.cumsum(
+            torch.cat([torch.zeros(1, dtype=torch.int64), self.examples.labels != IGNORED]), 0
+        )
+        labelled = ends[self.examples.offsets[1:]] - ends[self.examples.offsets[:-1]]
+        visits = torch.bincount(self.order, minlength=len(self.examples)).repeat_interleave(
+            self.examples.group
+        )
+        return int((lengths * visits).sum()), int((labelled * visits).sum())
+
     def __getitem__(self, place: int) -> dict[str, Any]:
         index = int(self.order[place])
         e, first = self.examples, index * self.examples.group

@@ -66,7 +66,9 @@ def publish_full(step: Step, model: Any, start: Path, tokenizer: Any) -> None:
         if not (tied and name == "lm_head.weight")
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    shutil.copyfile(start / "config.json", folder / "config.json")
+    config = json.loads((start / "config.json").read_text(encoding="utf-8"))
+    # A base model's own precision must not make a reader round what was trained in fp32.
+    write_json(folder / "config.json", {**config, "dtype": "float32", "torch_dtype": "float32"})
     ends = [tokenizer.eos_token_id]
     if tokenizer.bos_token_id is not None:
         ends.append(tokenizer.bos_token_id)

@@ -35,12 +35,7 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         """Where progress goes, and whether the forward pass is autocast to bf16."""
         self._reporter = step
         self._bf16 = precision == "bf16"
-        self._seen: dict[str, Any] = {
-            "tokens": 0,
-            "label_tokens": 0,
-            "last_loss": 0.0,
-            "last_validation": None,
-        }
+        self._seen: dict[str, Any] = {"tokens": 0, "last_loss": None}
         self._began = time.monotonic()
 
     @property
@@ -55,7 +50,7 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         context: AbstractContextManager[Any] = torch.autocast(self.compute_device.type, dtype=torch.bfloat16)
         return context
 
-    def labelled_hidden(self, batch: dict[str, Any]) -> tuple[Any, Any]:
+    def labelled_hidden(self, batch: dict[str, Any], model: Any) -> tuple[Any, Any]:
         """Last hidden states ``[labels, width]`` and labels ``[labels]`` of the labelled positions.
 
         In SFT most positions are prompt and padding, and the output layer is the widest of
@@ -65,30 +60,32 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         wanted = labels != IGNORED
         with self.autocast():
             inputs = batch["input_ids"].to(self.compute_device)
-            hidden = self.model_parts[0].model(input_ids=inputs, use_cache=False).last_hidden_state
+            hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
         return hidden[wanted], labels[wanted]
 
-    def labelled_logits(self, batch: dict[str, Any]) -> tuple[Any, Any]:
+    def labelled_logits(self, batch: dict[str, Any], model: Any = None) -> tuple[Any, Any]:
         """Logits ``[labels, vocabulary]`` and labels ``[labels]`` of the labelled positions.
 
         Under data parallelism the whole model is called, as its wrapper requires, and the
-        positions are chosen afterwards.
+        positions are chosen afterwards (not executed here: one process only).  ``model`` is
+        the policy unless another is given.
         """
+        model = model if model is not None else self.model_parts[0]
         if self.dist_env.world_size == 1:
-            hidden, labels = self.labelled_hidden(batch)
+            hidden, labels = self.labelled_hidden(batch, model)
             with self.autocast():
-                return self.model_parts[0].lm_head(hidden), labels
+                return model.lm_head(hidden), labels
         labels = batch["labels"].to(self.compute_device)
         wanted = labels != IGNORED
         with self.autocast():
             inputs = batch["input_ids"].to(self.compute_device)
-            return self.model_parts[0](input_ids=inputs, use_cache=False).logits[wanted], labels[wanted]
+            return model(input_ids=inputs, use_cache=False).logits[wanted], labels[wanted]
 
     def summed_loss(self, batch: dict[str, Any]) -> Any:
         """Cross-entropy summed over the labelled positions, in nats."""
         head = self.model_parts[0].lm_head
         if self.dist_env.world_size == 1 and type(head) is torch.nn.Linear and head.bias is None:
-            hidden, labels = self.labelled_hidden(batch)
+            hidden, labels = self.labelled_hidden(batch, self.model_parts[0])
             if self._bf16:
                 hidden = hidden.to(torch.bfloat16)
             return linear_cross_entropy(hidden, head.weight, labels)
@@ -123,7 +120,6 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         metrics = log_data.metrics
         done = log_data.step + 1
         self._seen["tokens"] += metrics["num_tokens_per_step"]
-        self._seen["label_tokens"] += metrics["num_label_tokens"]
         self._seen["last_loss"] = metrics["loss"]
         note = f"{self.loss_name} {metrics['loss']:.3f}, {metrics['tps']:,.0f} tokens/s"
         self._reporter.progress(done, self.step_scheduler.max_steps, "steps", note)
@@ -134,19 +130,23 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
     def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
         """Pass a look at the validation loss to the step's events."""
         if self.dist_env.is_main and log_data is not None:
-            self._seen["last_validation"] = log_data.metrics["val_loss"]
             self._reporter.metric(log_data.step + 1, validation_loss=log_data.metrics["val_loss"])
 
     def final_figures(self) -> dict[str, Any]:
-        """Validation at the end of training, tokens seen and the rate, for the manifest."""
+        """Validation at the end of training, tokens seen and the rate, for the manifest.
+
+        Tokens are counted from the fixed order of examples, so they are the same after a
+        resume; ``train_loss`` is None when nothing but the end was left to do.
+        """
         final = self._run_validation_epoch(next(iter(self.val_dataloaders.values())))
         seconds = time.monotonic() - self._began
+        inputs, labels = self.dataloader.dataset.token_counts()
         return {
             "steps": int(self.step_scheduler.max_steps),
             "train_loss": self._seen["last_loss"],
             "validation_loss": final.metrics["val_loss"],
-            "tokens": self._seen["tokens"],
-            "label_tokens": self._seen["label_tokens"],
-            "training_seconds": round(seconds, 1),
+            "tokens": inputs,
+            "label_tokens": labels,
+            # Of the last attempt, where the step was interrupted.
             "tokens_per_second": round(self._seen["tokens"] / seconds),
         }

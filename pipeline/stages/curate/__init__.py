@@ -174,7 +174,9 @@ def _pairs(
                     record[key] = redact(record[key], curate.redact, redacted)
             for message in record.get("messages", ()):
                 message["content"] = redact(message["content"], curate.redact, redacted)
-            target[split_of(record["id"], curate.validation_share, curate.test_share)].append(record)
+            # Equal prompts stay on one side.
+            group = content_key(record.get("prompt") or record["messages"][0]["content"])
+            target[split_of(group, curate.validation_share, curate.test_share)].append(record)
     for records in (sft, preference):
         # No answer of the test stands word for word in the training data.
         known = {_answer(record) for record in records["train"]}

@@ -75,6 +75,7 @@ def copy_tokenizer(base: Path, folder: Path) -> None:
                 f"{TURN_START} and {TURN_END} that ours needs; add a chat template to it"
             )
         tokenizer.chat_template = CHAT_TEMPLATE
+        tokenizer.eos_token = TURN_END  # what the template ends a turn with
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     config["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -29,6 +29,9 @@ def run(step: Step) -> None:
     export = json.loads((step.inputs["export"] / "export.json").read_text(encoding="utf-8"))
     previous = server.read(path)
     ports.check_distinct(settings)
+    running = previous is not None and server.is_running(previous)
+    # A healthy server is not given up for one that cannot start.
+    ports.check_free(settings, _ports(previous) if previous is not None and running else ())
     if previous is not None:
         step.message(server.stop(previous))
     path.unlink(missing_ok=True)
@@ -68,9 +71,17 @@ def run(step: Step) -> None:
     step.message(f"{record.model_name} answers at http://{record.address} (log: {record.log})")
     step.message(f"try: {curl}")
     step.finish(
-        metrics={"ready_s": round(ready_s, 2), "first_answer_s": round(seconds, 3)},
+        metrics={
+            "ready_s": round(ready_s, 2),
+            "first_answer_s": round(seconds, 3),
+            "server_peak_memory_gb": server.peak_memory_gb(record),
+        },
         headline=f"http://{record.address}",
     )
+
+
+def _ports(record: server.ServerRecord) -> tuple[int, ...]:
+    return record.http_port, record.grpc_port, record.metrics_port
 
 
 def curl_line(record: server.ServerRecord) -> str:

@@ -23,10 +23,15 @@ def check_distinct(settings: schema.Deploy) -> None:
                 )
 
 
-def check_free(settings: schema.Deploy) -> None:
-    """Raise :class:`InputError` for a port that is taken, naming its holder where it shows."""
+def check_free(settings: schema.Deploy, ours: tuple[int, ...] = ()) -> None:
+    """Raise :class:`InputError` for a port that is taken, naming its holder where it shows.
+
+    ``ours`` are ports of our own server, which will be stopped first.
+    """
     for name in NAMES:
         port = getattr(settings, name)
+        if port in ours:
+            continue
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
             # Connections of a server stopped a moment ago linger; only listeners matter.
             trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,7 @@
 """Unigram and bigram models: the honest baselines of a perplexity.
 
-Both are fitted on the tokens that pre-training saw and scored on the tokens that the
-model is scored on.  The bigram model is interpolated Kneser-Ney with one discount
+Both are fitted on the whole training split, of which a short pre-training sees only a part,
+and scored on the tokens that the model is scored on.  The bigram model is interpolated Kneser-Ney with one discount
 (Chen & Goodman 1999, section 2.7), the strongest simple bigram.
 """
 

@@ -12,7 +12,7 @@ from pipeline.stages.step import InputError, Step, write_json
 def write(step: Step) -> tuple[Any, Any]:
     """Write ``output/bundle``; returns the model (fp32, in evaluation mode) and its tokenizer.
 
-    Weights keep the precision they were trained in.
+    Weights are fp32, as they were trained and evaluated, whatever a base model came in.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -26,7 +26,7 @@ def write(step: Step) -> tuple[Any, Any]:
             "the tokenizer has no chat template, so the model cannot be asked anything; "
             "add a chat_template to tokenizer_config.json in the folder of model.base"
         )
-    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto", local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, local_files_only=True).eval()
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, the model of {source} only {model.config.vocab_size}"

@@ -22,6 +22,7 @@ from pipeline.stages.step import InputError, Step, read_jsonl
 
 TIE = 1e-3  # logits
 EXAMPLES = 5
+OPENING = 80  # characters of a document that stand in for a question
 
 
 def check(step: Step, model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -116,14 +117,28 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def held_out(step: Step, count: int) -> list[list[dict[str, str]]]:
-    """Conversations of the test split, each extended by a second question (for the template)."""
-    records = read_jsonl(step.inputs["data"] / "sft" / "test.jsonl")
-    if len(records) < count:
+    """Conversations for the check: test questions first, then what else curation held out.
+
+    A small corpus may have fewer test questions than wanted, an untitled one none: then
+    validation questions and the openings of documents (held out ones first) fill up.  Each
+    conversation has a second question, for the template.  Raises :class:`InputError` when
+    even so there are too few.
+    """
+    data = step.inputs["data"]
+    found: list[list[dict[str, str]]] = []
+    for split in ("test", "validation"):
+        records = read_jsonl(data / "sft" / f"{split}.jsonl")
+        found += [[*r["messages"][:2], r["messages"][0]] for r in records if len(r["messages"]) >= 2]
+    for split in ("test", "validation", "train"):
+        if len(found) < count:
+            for record in read_jsonl(data / "pretrain" / f"{split}.jsonl"):
+                opening = {"role": "user", "content": record["text"][:OPENING].strip()}
+                found.append([opening, {**opening, "role": "assistant"}, opening])
+    if len(found) < count:
         raise InputError(
-            f"export.parity_prompts: {count} held-out questions wanted, the test split has {len(records)}; "
-            f"give curation more documents or a larger test share"
+            f"export.parity_prompts: {count} prompts wanted, curation has {len(found)}; give it more documents"
         )
-    return [[*record["messages"][:2], record["messages"][0]] for record in records[:count]]
+    return found[:count]
 
 
 def template_difference(engine: Any, tokenizer: Any, messages: list[dict[str, str]]) -> dict[str, str] | None:

@@ -49,6 +49,8 @@ def test_the_guard_changes_no_other_device(run_stage: Callable[..., Path]) -> No
 
     make_cuda_calls_harmless()
     make_cuda_calls_harmless()
+    if not torch.cuda.is_available():
+        assert auto_model.torch.device("cuda", 0) == torch.device("cpu")
     assert auto_model.torch.device("cpu") == torch.device("cpu")
     assert auto_model.torch.device("meta") == torch.device("meta")
     assert auto_model.torch.float32 is torch.float32
