@@ -11,7 +11,7 @@ from conftest import IDENTITY, PROMPTS, run_stage
 
 from pipeline.stages.export import parity
 from pipeline.stages.export.bundle import generation_defaults
-from pipeline.stages.step import InputError
+from pipeline.stages.step import InputError, Step
 
 
 def test_greedy_tokens_equal_hugging_face(exported: Path) -> None:
@@ -50,9 +50,23 @@ def test_int8_weights_are_smaller_and_gate_nothing(
     assert "int8 weights: reported, not required" in told
 
 
-def test_no_chat_template_and_too_few_prompts_are_the_users_to_mend(
-    inputs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_parity_prompts_come_from_wherever_there_are_some(inputs: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(inputs["data"], data)
+    questions = (data / "sft" / "test.jsonl").read_text().splitlines()
+    (data / "sft" / "test.jsonl").write_text("\n".join(questions[:3]) + "\n")
+    documents = [json.dumps({"text": f"Document {place} says something. " * 9}) for place in range(10)]
+    (data / "pretrain" / "test.jsonl").write_text("\n".join(documents) + "\n")
+    step = Step("export", "r", "0" * 64, {}, {"data": data}, None, tmp_path / "w", 1)
+    found = parity.held_out(step, 12)
+    assert len(found) == 12
+    assert [turn["role"] for turn in found[-1]] == ["user", "assistant", "user"]
+    assert found[3][0]["content"].startswith("Document 0 says")
+    with pytest.raises(InputError, match="14 prompts wanted, curation has 13"):
+        parity.held_out(step, 14)
+
+
+def test_no_chat_template_is_the_users_to_mend(inputs: dict[str, Path], tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(inputs["data"], data)
     config = data / "tokenizer" / "tokenizer_config.json"
