@@ -116,7 +116,7 @@ class Display:
                 parts.append(f"{duration(left)} left")
         if self.note:
             parts.append(self.note)
-        return ", ".join(parts) or "at work"
+        return ", ".join(parts) or "starting"
 
 
 class LiveDisplay(Display):
