@@ -4,8 +4,9 @@ On a CPU the logits of a small model with a vocabulary of thousands are by far i
 tensor, and writing, reading and freeing them is most of a step's memory traffic.  Here a
 block's logits live only until its share of the loss and of both gradients is known, as in
 the fused linear cross-entropy kernels for GPUs (Hsu et al. 2024, "Liger Kernel",
-section 3.2).  On 2 cores this made a pre-training step of the tiny recipe 1.4 times as
-quick as ``lm_head`` followed by ``cross_entropy``.
+section 3.2).  In alternation on 2 shared cores (1.3M parameters, 4,096 tokens), training
+steps were 1.1 to 1.5 times as quick as with ``lm_head`` followed by ``cross_entropy``,
+median 1.3 of six pairs.
 """
 
 from __future__ import annotations

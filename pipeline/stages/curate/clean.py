@@ -2,8 +2,7 @@
 
 The stage objects are Curator's own ``ProcessingStage``s, each given one ``DocumentBatch``
 a shard; any of its executors would drive them the same way.  Its default executor
-refuses machines with two cores, and a Ray cluster takes longer to start than this corpus
-takes to clean, so on one machine a process pool drives them.
+refuses machines with two cores, and a process pool needs no Ray cluster.
 
 A finished shard is renamed into place with its drop counts, so an interrupted run does
 only the unfinished ones again.

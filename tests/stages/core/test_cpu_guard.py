@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -42,7 +41,7 @@ def test_automodel_still_asks_for_cuda_on_a_cpu(tmp_path: Path, curated: Path) -
     assert "CUDA" in done.stderr or "cuda" in done.stderr or "NVIDIA" in done.stderr
 
 
-def test_the_guard_changes_no_other_device(run_stage: Callable[..., Path]) -> None:
+def test_the_guard_changes_no_other_device() -> None:
     from nemo_automodel._transformers import auto_model
 
     from pipeline.engines.automodel.cpu import make_cuda_calls_harmless
