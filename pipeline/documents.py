@@ -9,6 +9,15 @@ from pipeline.schema import Source
 SUFFIXES = {"jsonl": (".jsonl",), "text": (".txt", ".md")}
 
 
+def named_files(source: Source) -> list[tuple[Path, str]]:
+    """The files of a source, each with its name relative to the source's folder."""
+    root = Path(str(source.path))
+    return [
+        (file, file.name if root.is_file() else file.relative_to(root).as_posix())
+        for file in source_files(source)
+    ]
+
+
 def source_files(source: Source) -> list[Path]:
     """The files of a ``jsonl`` or ``text`` source, in a fixed order."""
     path = Path(str(source.path))

@@ -1,8 +1,8 @@
-"""The three ways in which a run ends early, each with its own exit status.
+"""The ways in which a run ends early, each with its own exit status.
 
 ``UserError`` is for what the person who typed the command can mend (exit 2): the
 message says what was wrong, where, and what to do.  ``StepFailed`` is for a step that
-broke (exit 1) and points at its log.  ``GateClosed`` is for a check that stopped the
+broke (exit 1) and points at its log, ``Damaged`` for an artifact that rotted (exit 1).  ``GateClosed`` is for a check that stopped the
 chain on purpose (exit 3).  None of them shows a traceback.
 """
 
@@ -23,6 +23,12 @@ class UserError(LifecycleError):
 
 class StepFailed(LifecycleError):
     """A step's process ended badly; its log holds the details; exit status 1."""
+
+    exit_status = 1
+
+
+class Damaged(LifecycleError):
+    """An artifact is not what was published; found before anything used it; exit status 1."""
 
     exit_status = 1
 

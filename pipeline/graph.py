@@ -18,11 +18,13 @@ class Stage:
     """A kind of work.
 
     ``sections`` are the settings sections that count, or single settings of one
-    (``model.context``).  ``version`` is raised by hand when the same settings and inputs would no longer give
-    the same output.  ``consumes`` maps the name under which the step finds an input to
+    (``model.context``).  ``version`` is raised by hand when the same settings and inputs
+    would no longer give the same output.  ``consumes`` maps the name under which the step finds an input to
     the stages that can supply it, in order of preference; ``optional`` names may be
     absent.  ``produces`` are the files and folders that a finished step must have.
     ``live`` marks a stage whose product is a running server and not only files.
+    ``carries`` are files outside the package that the work takes in (relative to the
+    repository); ``module`` does the work, ``pipeline.stages.NAME`` unless given.
     """
 
     name: str
@@ -35,7 +37,14 @@ class Stage:
     uses_base_model: bool = False
     uses_documents: bool = False
     live: bool = False
+    carries: tuple[str, ...] = ()
+    module: str = ""
     purpose: str = ""
+
+    @property
+    def source(self) -> str:
+        """The module whose ``run(step)`` does the work."""
+        return self.module or f"pipeline.stages.{self.name}"
 
 
 MODELS = ("pretrain", "train", "align")
@@ -44,7 +53,7 @@ DATA_AND_MODELS = (("data", ("curate",)), *((name, (name,)) for name in MODELS))
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="curate",
-        version=1,
+        version=2,
         toolchain="core",
         sections=("curate", "model.vocab_size", "model.context"),
         uses_documents=True,
@@ -102,11 +111,13 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="export",
-        version=1,
+        version=2,
         toolchain="serving",
         sections=("model", "export"),
-        consumes=DATA_AND_MODELS,
-        optional=MODELS,
+        # The evaluation goes into the model card, and the gate reads its figures.
+        consumes=(*DATA_AND_MODELS, ("evaluation", ("evaluate",))),
+        optional=(*MODELS, "evaluation"),
+        carries=("deploy/triton",),
         uses_base_model=True,
         produces=("bundle/config.json", "bundle/model.safetensors", "repository", "parity.json"),
         purpose="one bundle and a Triton model repository",
@@ -172,6 +183,15 @@ def resolve(names: list[str], has_base_model: bool) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+def descendants(steps: tuple[Step, ...], names: set[str]) -> list[str]:
+    """The names of the steps that rest on any of these, directly or not, in order."""
+    reached = set(names)
+    for step in steps:
+        if any(parent in reached for _, parent in step.parents):
+            reached.add(step.name)
+    return [step.name for step in steps if step.name in reached - names]
+
+
 def ancestors(steps: tuple[Step, ...], target: str) -> tuple[Step, ...]:
     """The steps that ``target`` rests on, and itself, in order."""
     by_name = {step.name: step for step in steps}
@@ -184,6 +204,4 @@ def ancestors(steps: tuple[Step, ...], target: str) -> tuple[Step, ...]:
         if name not in needed:
             needed.add(name)
             waiting.extend(parent for _, parent in by_name[name].parents)
-            if name == GATE[1] and GATE[0] in by_name:
-                waiting.append(GATE[0])
     return tuple(step for step in steps if step.name in needed)

@@ -266,6 +266,15 @@ class Site:
     min_free_gb: float = setting(
         2.0, "free disk that must be there before anything starts", ge=0, identity=False
     )
+    lease_s: float = setting(
+        60.0,
+        "seconds without a sign of life after which a step's holder on another machine counts as dead",
+        gt=0,
+        identity=False,
+    )
+    grace_s: float = setting(
+        20.0, "seconds that an interrupted step may take to write a checkpoint", ge=0, identity=False
+    )
 
 
 ALL_STAGES = ["curate", "pretrain", "train", "align", "evaluate", "export", "deploy"]

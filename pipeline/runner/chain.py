@@ -9,24 +9,24 @@ runs again and yields the same bytes costs nothing downstream.
 from __future__ import annotations
 
 import shutil
-import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import graph
-from pipeline.errors import GateClosed, LifecycleError, UserError
+from pipeline.errors import GateClosed, UserError
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner import gate, inputs
+from pipeline.runner.attempt import can_go_on
 from pipeline.runner.digests import DigestMemory
 from pipeline.runner.display import Display
-from pipeline.runner.execute import Outcome, execute
-from pipeline.runner.identity import differences, digest_of, parts_of
-from pipeline.runner.lease import lease
+from pipeline.runner.identity import SHORT, differences, digest_of, parts_of
+from pipeline.runner.lease import attempt, lease, live_holder
 from pipeline.runner.liveness import deployment_fault
-from pipeline.runner.provenance import provenance
-from pipeline.runner.store import Artifact, Store
-from pipeline.runner.threads import thread_count
+from pipeline.runner.provenance import changes_since, source_digest
+from pipeline.runner.store import Artifact, Store, damage
+from pipeline.runner.work import SERVER, run_step
 from pipeline.toolchains import Toolchain
 
 
@@ -34,8 +34,9 @@ from pipeline.toolchains import Toolchain
 class Planned:
     """A step with what is known of it before anything runs.
 
-    ``state`` is ``done``, ``resume``, ``run`` or ``blocked`` (a gate is closed);
-    ``parts`` and ``identity`` are None while a parent has yet to run.
+    ``state`` is ``done``, ``resume``, ``run`` or ``blocked`` (a gate is closed here or
+    above); ``why`` says so in words.  ``parts`` and ``identity`` are None while a parent
+    has yet to run.  ``advice`` tells what changed that bears no identity.
     """
 
     step: graph.Step
@@ -44,22 +45,31 @@ class Planned:
     parts: dict[str, Any] | None = None
     identity: str | None = None
     artifact: Artifact | None = None
+    advice: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Chain:
-    """The steps of one loaded recipe, and where their artifacts are."""
+    """The steps of one loaded recipe, and where their artifacts are.
+
+    ``strict``: an artifact made by other code or another toolchain lock does not count.
+    ``verify``: read every input and artifact again instead of trusting sizes and times.
+    ``wait``: wait for a step that another controller runs instead of refusing.
+    """
 
     loaded: LoadedRecipe
     runs: Path
     steps: tuple[graph.Step, ...] = ()
+    strict: bool = False
+    verify: bool = False
+    wait: bool = False
     store: Store = field(init=False)
     memory: DigestMemory = field(init=False)
 
     def __post_init__(self) -> None:
         recipe = self.loaded.settings
         self.store = Store(self.runs, self.loaded.name)
-        self.memory = DigestMemory(self.runs / ".digests.json")
+        self.memory = DigestMemory(self.runs / ".digests.json", reread=self.verify)
         if not self.steps:
             self.steps = graph.resolve(recipe.stages, recipe.model.base is not None)
 
@@ -73,85 +83,143 @@ class Chain:
         return list(planned.values())
 
     def _plan_step(self, step: graph.Step, before: dict[str, Planned]) -> Planned:
+        shut = [name for _, name in step.parents if before[name].state == "blocked"]
+        if shut:
+            return Planned(step, "blocked", f"rests on {' and '.join(shut)}")
         waiting = [name for _, name in step.parents if before[name].state != "done"]
+        artifacts = {n: p.artifact for n, p in before.items() if p.artifact and p.state == "done"}
         if waiting:
-            return Planned(step, "run", f"{' and '.join(waiting)} will run first")
-        blocked = self._gate_verdict(step, {n: p.artifact for n, p in before.items()})
-        if blocked and not blocked.open:
-            return Planned(step, "blocked", f"the gate is closed: {'; '.join(blocked.failures)}")
-        artifacts = {n: p.artifact for n, p in before.items() if p.artifact}
-        parts = self.parts(step, artifacts)
-        return self._look_up(step, parts)
+            return Planned(step, "run", self._why_in_part(step, artifacts, waiting))
+        verdict = self._gate_verdict(step, artifacts)
+        if verdict and not verdict.open:
+            return Planned(step, "blocked", f"the gate is closed: {'; '.join(verdict.failures)}")
+        return self._look_up(step, self.parts(step, artifacts))
 
     def _look_up(self, step: graph.Step, parts: dict[str, Any]) -> Planned:
         identity = digest_of(parts)
-        latest = self.store.latest(step.name)
+        artifact = self._published(step, parts)
         if step.stage.live:
-            if latest is None or latest.manifest["parts"] != parts:
-                return Planned(step, "run", self._why(parts, latest), parts, identity)
-            served = str(latest.manifest["parents"]["export"]["identity"])
+            if artifact is None:
+                return Planned(step, "run", self._why(step, parts), parts, identity)
+            served = str(artifact.manifest["parents"]["export"]["identity"])
             fault = deployment_fault(self.store.server_record(), self.loaded.settings.deploy, served)
-            state, why = ("run", fault) if fault else ("done", latest.manifest["headline"])
-            return Planned(step, state, why, parts, identity, latest)
-        artifact = self.store.find(step.name, identity)
+            if fault:
+                return Planned(step, "run", fault, parts, identity, artifact)
         if artifact:
-            return Planned(step, "done", artifact.manifest["headline"], parts, identity, artifact)
-        if (self.store.work_folder(step.name, identity) / "job.json").exists():
-            return Planned(step, "resume", "an interrupted attempt goes on", parts, identity)
-        return Planned(step, "run", self._why(parts, latest), parts, identity)
+            advice = changes_since(artifact.manifest["made_by"], step.stage, Toolchain(step.stage.toolchain))
+            return Planned(step, "done", artifact.manifest["headline"], parts, identity, artifact, advice)
+        interrupted = (
+            None if step.stage.live else attempt(self.store.stage_folder(step.name), identity[:SHORT])
+        )
+        if interrupted:
+            holder = live_holder(interrupted)
+            if holder:
+                return Planned(step, "run", f"is being run by {holder}", parts, identity)
+            left = can_go_on(interrupted)
+            if left:
+                return Planned(step, "resume", left, parts, identity)
+        return Planned(step, "run", self._why(step, parts), parts, identity)
 
-    def parts(self, step: graph.Step, artifacts: dict[str, Artifact]) -> dict[str, Any]:
+    def _published(self, step: graph.Step, parts: dict[str, Any]) -> Artifact | None:
+        """The whole artifact that stands for these parts; the recipe's latest before any other.
+
+        Under ``strict`` only one that the present code and toolchain lock made.
+        """
+        plain = {name: part for name, part in parts.items() if name != "code"}
+        latest = self.store.latest(step.name)
+        same = latest is not None and {**latest.manifest["parts"], "code": 0} == {**plain, "code": 0}
+        found = [latest if same else None]
+        if not step.stage.live:
+            found += [self.store.find(step.name, digest_of(each)) for each in (plain, parts)]
+        for artifact in found:
+            if artifact is None or damage(artifact.path, deep=self.verify):
+                continue
+            made_by, toolchain = artifact.manifest["made_by"], Toolchain(step.stage.toolchain)
+            if not (self.strict and changes_since(made_by, step.stage, toolchain)):
+                return artifact
+        return None
+
+    def parts(self, step: graph.Step, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
         """The parts of a step's identity, its parents being published."""
-        recipe = self.loaded.settings
-        digests: dict[str, str] = {}
-        if step.stage.uses_documents:
-            digests |= inputs.document_digests(recipe.curate, Toolchain(step.stage.toolchain), self.memory)
-        if step.stage.uses_base_model and recipe.model.base is not None:
-            digests |= inputs.base_model_digests(Path(recipe.model.base), self.memory)
-        parents = {input_name: artifacts[name].output_digest for input_name, name in step.parents}
-        return parts_of(step, recipe, parents, digests)
+        digests = {role: each.digest for role, each in self.inputs(step).items()}
+        parents = {
+            name: artifacts[parent].output_digest for name, parent in step.parents if parent in artifacts
+        }
+        parts = parts_of(step, self.loaded.settings, parents, digests)
+        if self.strict:
+            lock = Toolchain(step.stage.toolchain).lock_digest()
+            parts["code"] = {"source": source_digest(step.stage), "lock": lock}
+        return parts
 
-    def _why(self, parts: dict[str, Any], latest: Artifact | None) -> str:
+    def inputs(self, step: graph.Step) -> dict[str, inputs.Input]:
+        """What the step reads from outside, by role."""
+        recipe = self.loaded.settings
+        found: dict[str, inputs.Input] = {}
+        if step.stage.uses_documents:
+            found |= inputs.documents(recipe.curate, Toolchain(step.stage.toolchain), self.memory)
+        if step.stage.uses_base_model and recipe.model.base is not None:
+            found |= inputs.base_model(Path(recipe.model.base), self.memory)
+        return found
+
+    def _why(self, step: graph.Step, parts: dict[str, Any]) -> str:
+        """Why a step has to run, field by field."""
+        place = self.store.place(step.name, digest_of(parts))
+        if place.exists():
+            return f"its artifact is damaged: {'; '.join(damage(place, deep=self.verify)[:3])}"
+        latest = self.store.latest(step.name)
         if latest is None:
             return "nothing is there yet"
+        changes = self._changes(parts, latest.manifest["parts"])
+        if not changes and self.strict:
+            toolchain = Toolchain(step.stage.toolchain)
+            changes = changes_since(latest.manifest["made_by"], step.stage, toolchain)
+        return "; ".join(changes) or "its artifact is gone"
+
+    def _why_in_part(self, step: graph.Step, artifacts: dict[str, Artifact], waiting: list[str]) -> str:
+        """As :meth:`_why`, while parents have yet to run: what is known to change, and whom it follows."""
+        latest = self.store.latest(step.name)
         changes = []
-        for change in differences(parts, latest.manifest["parts"]):
+        if latest:
+            parts = self.parts(step, artifacts)
+            changes = self._changes({**parts, "parents": {}}, {**latest.manifest["parts"], "parents": {}})
+        return "; ".join([*changes, f"follows {', '.join(dict.fromkeys(waiting))}"])
+
+    def _changes(self, parts: dict[str, Any], before: dict[str, Any]) -> list[str]:
+        changes = []
+        for change in differences(parts, before):
             key = change.split(":", 1)[0]
             origin = self.loaded.origin(key) if "->" in change and "." in key else None
-            changes.append(f"{change} (from {origin})" if origin else change)
-        return "; ".join(changes) or "its artifact is gone"
+            changes.append(f"{change}, from {origin}" if origin else change)
+        return changes
 
     # -- running -----------------------------------------------------------------------
 
     def run(self, display: Display, target: str | None = None) -> list[Planned]:
         """Bring every step up to ``target`` up to date; returns what each one is now.
 
-        Raises :class:`UserError`, :class:`StepFailed`, :class:`GateClosed` or
-        :class:`Interrupted`; what was finished before stays published.
+        Raises :class:`LifecycleError` of the kind that says how it ended; what was
+        finished before stays published.
         """
         steps = graph.ancestors(self.steps, target) if target else self.steps
         for name in sorted({step.stage.toolchain for step in steps}):
             Toolchain(name).require()
         inputs.check_inputs(self.loaded)
         finished: dict[str, Planned] = {}
-        checked_disk = False
-        for step in steps:
-            artifacts = {name: p.artifact for name, p in finished.items() if p.artifact}
-            verdict = self._gate_verdict(step, artifacts)
-            if verdict and not verdict.open:
-                raise GateClosed(_closed(verdict))
-            planned = self._look_up(step, self.parts(step, artifacts))
-            if planned.state == "done":
-                self.store.point_latest(step.name, planned.artifact.path.name)  # type: ignore[union-attr]
-                display.skip(step.name, planned.why)
-                finished[step.name] = planned
-                continue
-            if not checked_disk:
-                self._check_disk()
-                checked_disk = True
-            with lease(self.store.stage_folder(step.name), f"{self.loaded.name}/{step.name}") as held:
-                finished[step.name] = self._run_step(planned, artifacts, verdict, display, held)
-        self.memory.save()
+        try:
+            for step in steps:
+                artifacts = {name: p.artifact for name, p in finished.items() if p.artifact}
+                verdict = self._gate_verdict(step, artifacts)
+                if verdict and not verdict.open:
+                    raise GateClosed(_closed(verdict))
+                planned = self._look_up(step, self.parts(step, artifacts))
+                if planned.state == "done":
+                    finished[step.name] = self._skip(planned, display)
+                    continue
+                if all(each.state == "done" for each in finished.values()):
+                    self._check_disk()
+                finished[step.name] = self._run_step(planned, artifacts, verdict, display)
+        finally:
+            self.memory.save()
         return list(finished.values())
 
     def _run_step(
@@ -160,100 +228,31 @@ class Chain:
         artifacts: dict[str, Artifact],
         verdict: gate.Verdict | None,
         display: Display,
-        held: int,
     ) -> Planned:
-        step, parts = planned.step, planned.parts
-        assert parts is not None
-        if step.stage.live:
-            # Every start of a server is an artifact of its own; nothing of a start resumes.
-            shutil.rmtree(self.store.stage_folder(step.name) / ".work", ignore_errors=True)
-            identity = digest_of({**parts, "started": str(time.time_ns())})
-        else:
-            identity = digest_of(parts)
-            artifact = self.store.find(step.name, identity)
-            if artifact:  # another controller finished it while we waited for the lease
-                return Planned(step, "done", artifact.manifest["headline"], parts, identity, artifact)
-        display.start(step.name, planned.why)
-        job = self._job(step, identity, artifacts)
-        started = time.time()
-        toolchain = Toolchain(step.stage.toolchain)
-        try:
-            outcome = execute(job, toolchain, display, held)
-            self._check_produced(step, Path(job["work"]))
-            manifest = self._manifest(step, identity, parts, artifacts, started, outcome, toolchain)
-            if verdict:
-                manifest["gate"] = verdict.record()
-            artifact = self.store.publish(step.name, identity, manifest)
-        except BaseException:
-            display.fail()
-            raise
-        display.end(outcome.headline, outcome.seconds)
-        return Planned(step, "ran", outcome.headline, parts, identity, artifact)
+        step, identity = planned.step, str(planned.identity)
+        site = self.loaded.settings.site
+        with lease(
+            self.store.stage_folder(step.name),
+            SERVER if step.stage.live else identity[:SHORT],
+            f"{self.loaded.name}/{step.name}",
+            lease_s=site.lease_s,
+            wait=self.wait,
+            tell=lambda text: display.line("", text),
+        ) as held:
+            again = self._look_up(step, planned.parts or {})
+            if again.state == "done":  # another controller finished it while this one waited
+                shutil.rmtree(held.folder)
+                return self._skip(again, display)
+            artifact, headline = run_step(self, planned, artifacts, verdict, held, display)
+        return Planned(step, "ran", headline, planned.parts, artifact.identity, artifact)
 
-    def _job(self, step: graph.Step, identity: str, artifacts: dict[str, Artifact]) -> dict[str, Any]:
-        recipe = self.loaded.settings
-        sections = dict.fromkeys(section.split(".")[0] for section in step.stage.sections)
-        settings = {section: asdict(getattr(recipe, section)) for section in sections}
-        for source in settings.get("curate", {}).get("sources", []):
-            source["path"] = _absolute(source["path"])
-        for name in ("instructions", "preferences"):
-            if name in settings.get("curate", {}):
-                settings["curate"][name] = _absolute(settings["curate"][name])
-        base = _absolute(recipe.model.base) if step.stage.uses_base_model else None
-        if "model" in settings:
-            settings["model"]["base"] = _absolute(recipe.model.base)
-        return {
-            "stage": step.name,
-            "recipe": self.loaded.name,
-            "identity": identity,
-            "settings": settings,
-            "inputs": {name: str(artifacts[parent].path.resolve()) for name, parent in step.parents},
-            "base_model": base,
-            "work": str(self.store.work_folder(step.name, identity).resolve()),
-            "threads": thread_count(recipe.site.threads),
-            "extra": {"server_record": str(self.store.server_record().resolve())} if step.stage.live else {},
-        }
+    def _skip(self, planned: Planned, display: Display) -> Planned:
+        assert planned.artifact is not None
+        self.store.point_latest(planned.step.name, planned.artifact.path.name)
+        display.skip(planned.step.name, ", ".join([planned.why, *(f"({a})" for a in planned.advice)]))
+        return planned
 
-    def _check_produced(self, step: graph.Step, work: Path) -> None:
-        missing = [name for name in step.stage.produces if not (work / "output" / name).exists()]
-        if missing:
-            raise LifecycleError(f"{step.name} ended without {', '.join(missing)}; nothing was published")
-
-    def _manifest(
-        self,
-        step: graph.Step,
-        identity: str,
-        parts: dict[str, Any],
-        artifacts: dict[str, Artifact],
-        started: float,
-        outcome: Outcome,
-        toolchain: Toolchain,
-    ) -> dict[str, Any]:
-        return {
-            "format": 1,
-            "recipe": self.loaded.name,
-            "stage": step.name,
-            "identity": identity,
-            "parts": parts,
-            "parents": {
-                name: {
-                    "stage": parent,
-                    "identity": artifacts[parent].identity,
-                    "path": artifacts[parent].path.name,
-                }
-                for name, parent in step.parents
-            },
-            "metrics": outcome.metrics,
-            "headline": outcome.headline,
-            "warnings": outcome.warnings,
-            "messages": outcome.messages,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            "seconds": round(outcome.seconds, 1),
-            "peak_memory_gb": round(outcome.peak_memory_gb, 2),
-            "made_by": provenance(toolchain),
-        }
-
-    def _gate_verdict(self, step: graph.Step, artifacts: dict[str, Any]) -> gate.Verdict | None:
+    def _gate_verdict(self, step: graph.Step, artifacts: Mapping[str, Artifact]) -> gate.Verdict | None:
         judged, guarded = graph.GATE
         if step.name != guarded or artifacts.get(judged) is None:
             return None
@@ -279,7 +278,3 @@ def _closed(verdict: gate.Verdict) -> str:
         "with a reason that is recorded:\n"
         "  SET='gate.override_reason=\"why this is fine\"'"
     )
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).resolve())

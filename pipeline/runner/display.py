@@ -58,7 +58,7 @@ class Display:
         self.console = console or Console(soft_wrap=True, highlight=False)
         self.stage = ""
         self.phase = ""
-        self.note = ""
+        self.remark = ""
         self.unit = ""
         self.rate = Rate()
         self.started = 0.0
@@ -66,7 +66,7 @@ class Display:
 
     def start(self, stage: str, why: str) -> None:
         """A step begins; ``why`` says why it runs."""
-        self.stage, self.phase, self.note, self.unit, self.rate = stage, "", "", "", Rate()
+        self.stage, self.phase, self.remark, self.unit, self.rate = stage, "", "", "", Rate()
         self.started = self._last_line = time.monotonic()
         self.line(f"[bold]{stage:<9}[/bold] starts: ", why)
 
@@ -74,10 +74,10 @@ class Display:
         """Take in one event of the running step."""
         kind = event["kind"]
         if kind == "phase":
-            self.phase, self.note, self.rate = str(event["name"]), "", Rate()
+            self.phase, self.remark, self.rate = str(event["name"]), "", Rate()
         elif kind == "progress":
             self.rate.add(event["done"], event["total"], time.monotonic())
-            self.note, self.unit = str(event.get("note", "")), str(event["unit"])
+            self.remark, self.unit = str(event.get("note", "")), str(event["unit"])
         elif kind == "warning":
             self.line(f"[bold]{self.stage:<9}[/bold] [yellow]warning:[/yellow] ", str(event["text"]))
         elif kind == "message":
@@ -100,6 +100,10 @@ class Display:
         """A step that is done already."""
         self.line(f"[bold]{stage:<9}[/bold] [dim]up to date:[/dim] ", headline)
 
+    def note(self, stage: str, text: str) -> None:
+        """A line about a step before its process starts."""
+        self.line(f"[bold]{stage:<9}[/bold] ", text)
+
     def line(self, markup: str, text: str = "") -> None:
         """Print one line: our own markup, then text that is shown as it is."""
         self.console.print(Text.from_markup(markup).append(text), soft_wrap=True)
@@ -108,14 +112,14 @@ class Display:
         """Phase, progress, rate and time left, in words."""
         parts = [self.phase] if self.phase else []
         if self.rate.total:
-            parts.append(f"{_count(self.rate.done)}/{_count(self.rate.total)} {self.unit}")
+            parts.append(f"{count(self.rate.done)}/{count(self.rate.total)} {self.unit}")
             rate, left = self.rate.per_second(), self.rate.seconds_left()
             if rate:
-                parts.append(f"{_count(rate)}/s")
+                parts.append(f"{count(rate)}/s")
             if left is not None and self.rate.done < self.rate.total:
                 parts.append(f"{duration(left)} left")
-        if self.note:
-            parts.append(self.note)
+        if self.remark:
+            parts.append(self.remark)
         return ", ".join(parts) or "starting"
 
 
@@ -177,7 +181,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
+    """A count for people: thousands apart, decimals only where they say something."""
     if value >= 100 or value == int(value):
         return f"{value:,.0f}"
     return f"{value:.1f}"

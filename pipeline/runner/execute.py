@@ -12,19 +12,23 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Interrupted, StepFailed, UserError
+from pipeline.runner.attempt import end_torn_line
 from pipeline.runner.display import Display
 from pipeline.runner.events import EventReader
+from pipeline.runner.lease import Lease, LeaseLost
 from pipeline.stages.step import write_json
 from pipeline.toolchains import ROOT, Toolchain
 
-GRACE_S = 20.0  # how long an interrupted step may take to end by itself
-POLL_S = 0.1
+POLL_S = 0.05
 DISK_FULL = 28  # see pipeline.stages.__main__
 ALMOST_NOTHING = 1_000_000  # bytes
+PR_SET_PDEATHSIG = 1  # prctl(2)
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
 
 
 @dataclass
@@ -39,26 +43,29 @@ class Outcome:
     messages: list[str] = field(default_factory=list)
 
 
-def execute(job: dict[str, Any], toolchain: Toolchain, display: Display, lease: int) -> Outcome:
-    """Run the step that ``job`` describes and return its outcome.
+def execute(
+    job: dict[str, Any], toolchain: Toolchain, display: Display, held: Lease, grace_s: float
+) -> Outcome:
+    """Run the step that ``job`` describes in the lease's folder and return its outcome.
 
-    ``lease`` is the descriptor of the stage's lock: the step inherits it, so that the lock
-    holds for as long as either lives.  What an earlier attempt left in ``output/`` is
-    dropped: only ``state/`` is made to be gone on from.
+    The step inherits the lease's lock, so that it holds for as long as either lives.  What
+    an earlier attempt left in ``output/`` is dropped: only ``state/`` is made to be gone
+    on from.  ``grace_s``: how long an interrupted step may take to write a checkpoint.
 
     Raises :class:`UserError` for exit status 2 (the user's mistake, in the step's own
-    words), :class:`StepFailed` for any other failure, :class:`Interrupted` on a signal.
+    words), :class:`StepFailed` for any other failure, :class:`Interrupted` on a signal,
+    :class:`LeaseLost` when another controller took the step over.
     The step dies with the controller: its group is signalled on every way out, and the
     kernel signals it if the controller is killed.  A server that a step leaves running has
     a session of its own and is not touched.
     """
-    work = Path(job["work"])
-    work.mkdir(parents=True, exist_ok=True)
+    work = held.folder
     write_json(work / "job.json", job)
     (work / "result.json").unlink(missing_ok=True)
-    shutil.rmtree(work / "output", ignore_errors=True)
+    if (work / "output").exists():
+        shutil.rmtree(work / "output")
     events_path = work / "events.jsonl"
-    _end_torn_line(events_path)
+    end_torn_line(events_path)
     reader = EventReader(events_path, events_path.stat().st_size if events_path.exists() else 0)
     outcome = Outcome({}, "", 0.0, 0.0)
     errors: list[str] = []
@@ -74,13 +81,13 @@ def execute(job: dict[str, Any], toolchain: Toolchain, display: Display, lease: 
             cwd=work,
             env=step_environment(toolchain, job["threads"]),
             start_new_session=True,
-            pass_fds=(lease,),
-            preexec_fn=_die_with_parent,
+            pass_fds=(held.descriptor,),
+            preexec_fn=partial(_die_with, os.getpid()),
         )
         try:
-            status, usage = _watch(process, reader, display, outcome, errors)
+            status, usage = _watch(process, reader, display, outcome, errors, held)
         except BaseException as stop:
-            _end_group(process)
+            _end_group(process, 0.0 if isinstance(stop, LeaseLost) else grace_s, display)
             if isinstance(stop, KeyboardInterrupt):
                 number = getattr(stop, "signal_number", signal.SIGINT)
                 raise Interrupted(
@@ -89,7 +96,8 @@ def execute(job: dict[str, Any], toolchain: Toolchain, display: Display, lease: 
             raise
     outcome.seconds = time.monotonic() - started
     outcome.peak_memory_gb = usage.ru_maxrss * 1024 / 1e9
-    _end_group(process)  # helpers that outlived the step
+    _end_group(process, 0.0, display)  # helpers that outlived the step
+    held.require()
     if status == 2:
         raise UserError("\n".join(errors) or f"{job['stage']} refused its input; see {work / 'log.txt'}")
     if status == DISK_FULL:
@@ -138,6 +146,7 @@ def _watch(
     display: Display,
     outcome: Outcome,
     errors: list[str],
+    held: Lease,
 ) -> tuple[int, Any]:
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -151,39 +160,37 @@ def _watch(
             code = os.waitstatus_to_exitcode(status)
             process.returncode = code  # reaped here, so that its resource usage could be read
             return code, usage
+        held.require()
         display.tick()
         time.sleep(POLL_S)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the step's process group: politely, and after a grace period by force."""
+def _end_group(process: subprocess.Popen[bytes], grace_s: float, display: Display) -> None:
+    """End the step's process group: politely, and after a grace period by force.
+
+    A second Ctrl-C cuts the grace period short.
+    """
     try:
-        if process.returncode is None:
+        if process.returncode is None and grace_s:
             os.killpg(process.pid, signal.SIGTERM)
-            deadline = time.monotonic() + GRACE_S
+            display.line("", "stopping; once more to stop at once")
+            deadline = time.monotonic() + grace_s
             while process.poll() is None and time.monotonic() < deadline:
                 time.sleep(POLL_S)
-    except ProcessLookupError:
-        pass  # it ended between the look and the signal
-    finally:  # also when a second Ctrl-C cuts the grace period short
+    except (ProcessLookupError, KeyboardInterrupt):
+        pass  # it ended between the look and the signal, or there is no time
+    finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.poll()
+        process.wait()
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def _end_torn_line(path: Path) -> None:
-    """Close a line that a killed attempt left half written, so that the next one starts clean."""
-    if path.exists() and path.stat().st_size:
-        with open(path, "rb+") as handle:
-            handle.seek(-1, os.SEEK_END)
-            if handle.read(1) != b"\n":
-                handle.write(b"\n")
+def _die_with(parent: int) -> None:
+    """In the child: have the kernel end it when the controller is gone, even by kill -9."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(1)
 
 
 def _failure(stage: str, status: int, work: Path, errors: list[str]) -> str:

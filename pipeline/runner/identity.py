@@ -57,7 +57,7 @@ def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     found = []
     if new["stage"] != old["stage"]:
         found.append(f"stage version: {old['stage']['version']} -> {new['stage']['version']}")
-    before, after = _flat(old["settings"]), _flat(new["settings"])
+    before, after = flat(old["settings"]), flat(new["settings"])
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             found.append(f"{key}: {before.get(key)} -> {after.get(key)}")
@@ -65,12 +65,13 @@ def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
         if new["parents"].get(name) != old["parents"].get(name):
             found.append(f"the output of {name} changed")
     for name in sorted(new["inputs"].keys() | old["inputs"].keys()):
+        shown = name.rpartition("/")[2] if name.startswith("sources.") else name
         if name not in old["inputs"]:
-            found.append(f"input {name} is new")
+            found.append(f"input {shown} is new")
         elif name not in new["inputs"]:
-            found.append(f"input {name} is gone")
+            found.append(f"input {shown} is gone")
         elif new["inputs"][name] != old["inputs"][name]:
-            found.append(f"input {name} changed")
+            found.append(f"input {shown} changed")
     return found
 
 
@@ -94,11 +95,12 @@ def _without_paths(section: str, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted path to value; a list is one value."""
     if isinstance(value, dict):
         merged: dict[str, Any] = {}
         for key, inner in value.items():
-            merged.update(_flat(inner, f"{prefix}.{key}" if prefix else key))
+            merged.update(flat(inner, f"{prefix}.{key}" if prefix else key))
         return merged
     return {prefix: value}
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import schema
-from pipeline.documents import SUFFIXES, source_files
+from pipeline.documents import SUFFIXES, named_files, source_files
 from pipeline.errors import UserError
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner.digests import DigestMemory
@@ -63,29 +65,47 @@ def check_base_model(loaded: LoadedRecipe) -> None:
         raise UserError(f"{where}: {base} has no tokenizer.json (a Hugging Face fast tokenizer is needed)")
 
 
-def document_digests(curate: schema.Curate, toolchain: Toolchain, memory: DigestMemory) -> dict[str, str]:
-    """Digests of everything that curation reads, by role."""
-    found: dict[str, str] = {}
+@dataclass(frozen=True)
+class Input:
+    """Something that a step reads from outside: ``digest`` bears identity, the rest is for the record."""
+
+    digest: str
+    path: str | None = None
+    bytes: int | None = None
+    package: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As a manifest keeps it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def documents(curate: schema.Curate, toolchain: Toolchain, memory: DigestMemory) -> dict[str, Input]:
+    """Everything that curation reads, by role."""
+    found: dict[str, Input] = {}
     for index, source in enumerate(curate.sources):
         if source.kind == "python-docs":
             for package in source.packages:
-                found[f"sources.{index}/{package}"] = package_digest(package, toolchain)
+                found[f"sources.{index}/{package}"] = Input(
+                    package_digest(package, toolchain), package=package
+                )
             continue
-        root = Path(str(source.path))
-        for file in source_files(source):
-            name = file.name if root.is_file() else file.relative_to(root).as_posix()
-            found[f"sources.{index}/{name}"] = memory.digest(file)
+        for file, name in named_files(source):
+            found[f"sources.{index}/{name}"] = _file(file, memory)
     for name in ("instructions", "preferences"):
         path = getattr(curate, name)
         if path is not None:
-            found[name] = memory.digest(Path(path))
+            found[name] = _file(Path(path), memory)
     return found
 
 
-def base_model_digests(base: Path, memory: DigestMemory) -> dict[str, str]:
-    """Digests of a base model's configuration, tokenizer and weights."""
+def base_model(base: Path, memory: DigestMemory) -> dict[str, Input]:
+    """A base model's configuration, tokenizer and weights, by role."""
     files = sorted(p for p in base.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model"))
-    return {f"base/{file.name}": memory.digest(file) for file in files}
+    return {f"base/{file.name}": _file(file, memory) for file in files}
+
+
+def _file(path: Path, memory: DigestMemory) -> Input:
+    return Input(memory.digest(path), path=str(path), bytes=path.stat().st_size)
 
 
 def package_digest(package: str, toolchain: Toolchain) -> str:

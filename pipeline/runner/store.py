@@ -2,17 +2,21 @@
 
 ::
 
-    runs/RECIPE/STAGE/<short id>/     a published artifact: its files and manifest.json
-    runs/RECIPE/STAGE/latest          link to the artifact of the last run of the recipe
-    runs/RECIPE/STAGE/.work/<id>/     a step at work, or interrupted and waiting to resume
-    runs/RECIPE/quarantine/           what could not be explained: never reused, never deleted
+    runs/RECIPE/STAGE/<short id>/          a published artifact: its files and manifest.json
+    runs/RECIPE/STAGE/latest               link to the artifact of the last run of the recipe
+    runs/RECIPE/STAGE/.work/<id>.<epoch>/  a step at work, or interrupted (runner/lease.py)
+    runs/RECIPE/STAGE/.logs/<short id>/    log and events of the step that made an artifact
+    runs/RECIPE/quarantine/                what could not be explained: never reused, never deleted
 
 An artifact is published by one rename, after everything in it was flushed to the disk,
-and is never written again (its files are made read-only).
+and is never written again (its files are made read-only).  Its manifest holds the digest
+of every file and one of itself.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import shutil
@@ -21,11 +25,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.runner.digests import sha256_file, sync_path, sync_tree
+from pipeline.errors import LifecycleError
 from pipeline.runner.identity import SHORT, digest_of
+from pipeline.runner.lease import Lease
+from pipeline.stages.seals import sha256_file, sync_path, sync_tree
 from pipeline.stages.step import write_json
 
 MANIFEST = "manifest.json"
+QUARANTINE = "quarantine"
+FORMAT = 2
+RECORDS = ("job.json", "log.txt", "events.jsonl", "attempts.jsonl")  # kept of a finished step's work
 
 
 @dataclass(frozen=True)
@@ -54,58 +63,93 @@ class Store:
     def stage_folder(self, stage: str) -> Path:
         return self.root / stage
 
-    def work_folder(self, stage: str, identity: str) -> Path:
-        """Where the step of this identity works; may hold an interrupted attempt."""
-        return self.root / stage / ".work" / identity[:SHORT]
-
     def server_record(self) -> Path:
         """The record of the recipe's running server (see :mod:`pipeline.serving`)."""
         return self.root / "deploy" / "server.json"
 
+    def place(self, stage: str, identity: str) -> Path:
+        """Where the artifact of this identity is, or would be."""
+        return self.root / stage / identity[:SHORT]
+
     def find(self, stage: str, identity: str) -> Artifact | None:
-        """The published artifact of this identity, if there is one."""
-        artifact = read_artifact(self.root / stage / identity[:SHORT])
-        return artifact if artifact and artifact.identity == identity else None
+        """The published artifact of this identity, whole at a glance; None where there is none."""
+        artifact = read_artifact(self.place(stage, identity))
+        return artifact if artifact and artifact.identity == identity and not damage(artifact.path) else None
 
     def latest(self, stage: str) -> Artifact | None:
-        """The artifact of the recipe's last run of a stage, if any."""
+        """The artifact of the recipe's last run of a stage, if its manifest can be read."""
         link = self.root / stage / "latest"
         return read_artifact(link.resolve()) if link.exists() else None
 
-    def publish(self, stage: str, identity: str, manifest: dict[str, Any]) -> Artifact:
-        """Make ``work/output`` the artifact of this identity, with its manifest.
+    def artifacts(self, stage: str) -> list[Path]:
+        """The folders of all published artifacts of a stage, damaged ones included."""
+        folder = self.root / stage
+        if not folder.is_dir():
+            return []
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if len(path.name) == SHORT and path.is_dir() and not path.is_symlink()
+        )
 
-        Adds the file digests and the output digest to the manifest.  Files first, then
-        folders, then the rename, then the parent folder: after a crash at any point
-        there is either the whole artifact or none.
+    def publish(self, held: Lease, stage: str, identity: str, manifest: dict[str, Any]) -> Artifact:
+        """Make the lease's ``output/`` the artifact of this identity, with its manifest.
+
+        Adds the file digests, the output digest and the manifest's own digest.  Files
+        first, then folders, then the rename, then the folders that it changed: after a
+        crash at any point there is either the whole artifact or none.  Raises
+        :class:`pipeline.runner.lease.LeaseLost` when another controller took over: the
+        rename starts from the lease's folder, which is then no longer there.
         """
-        work = self.work_folder(stage, identity)
-        output = work / "output"
-        files = file_table(output)
-        manifest = {**manifest, "files": files, "output_digest": output_digest(files)}
-        write_json(output / MANIFEST, manifest)
-        for parent, _, names in os.walk(output):
-            for name in names:
-                path = Path(parent) / name
-                if not path.is_symlink():
-                    path.chmod(0o444)
-        sync_tree(output)
-        target = self.root / stage / identity[:SHORT]
-        if target.exists():
-            self.quarantine(target, "an unexplained folder stood where an artifact was to be published")
-        output.rename(target)
+        output = held.folder / "output"
+        try:
+            files = file_table(output)
+            whole = {**manifest, "format": FORMAT, "files": files, "output_digest": output_digest(files)}
+            write_json(output / MANIFEST, {**whole, "manifest_digest": manifest_digest(whole)})
+            for parent, _, names in os.walk(output):
+                for name in names:
+                    path = Path(parent) / name
+                    if not path.is_symlink():
+                        path.chmod(0o444)
+            held.require()  # a folder that vanished under os.walk would look empty
+            sync_tree(output)
+            target = self._move_in(output, stage, identity)
+        except FileNotFoundError:
+            held.require()
+            raise
         sync_path(target.parent)
-        self.keep_record(work, target.name)
+        sync_path(held.folder)
         self.point_latest(stage, identity)
+        self.keep_record(held.folder, target.name)
         artifact = read_artifact(target)
         assert artifact is not None
         return artifact
+
+    def _move_in(self, output: Path, stage: str, identity: str) -> Path:
+        target = self.place(stage, identity)
+        while True:
+            try:
+                output.rename(target)
+                return target
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+            faults = damage(target, deep=True)
+            if faults:
+                self.quarantine(target, f"stood where an artifact was to be published: {faults[0]}")
+                continue
+            if read_artifact(target).identity == identity:  # type: ignore[union-attr]
+                return target  # the same artifact, published meanwhile; an artifact is never replaced
+            raise LifecycleError(
+                f"{target} holds another identity with the same first {SHORT} characters as {identity}; "
+                "keep the two recipes' runs in two folders (--runs)"
+            )
 
     def keep_record(self, work: Path, name: str) -> None:
         """Keep a finished step's log and events; drop its checkpoints."""
         records = work.parent.parent / ".logs" / name
         records.mkdir(parents=True, exist_ok=True)
-        for file in ("job.json", "log.txt", "events.jsonl"):
+        for file in RECORDS:
             if (work / file).exists():
                 os.replace(work / file, records / file)
         shutil.rmtree(work)
@@ -119,34 +163,81 @@ class Store:
         part.unlink(missing_ok=True)
         part.symlink_to(identity[:SHORT])
         os.replace(part, link)
+        sync_path(link.parent)
 
     def quarantine(self, path: Path, reason: str) -> Path:
         """Move what cannot be explained aside, with the reason beside it."""
-        folder = self.root / "quarantine" / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+        folder = (
+            self.root
+            / QUARANTINE
+            / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}-{os.getpid()}"
+        )
         folder.mkdir(parents=True)
+        # The reason first: after a crash a reason without its folder explains itself.
+        write_json(folder / "reason.json", {"was": str(path), "reason": reason})
         target = folder / path.name
         path.rename(target)
-        write_json(folder / "reason.json", {"was": str(path), "reason": reason})
         return target
 
 
 def read_artifact(path: Path) -> Artifact | None:
-    """The artifact in a folder, or None where there is no readable manifest."""
+    """The artifact in a folder, or None where there is no manifest that matches its own digest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stated = manifest.pop("manifest_digest")
+        if stated != manifest_digest(manifest):
+            return None
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None
     return Artifact(path, manifest)
 
 
+def damage(path: Path, deep: bool = False) -> list[str]:
+    """What is wrong with the artifact in a folder, by file; empty where it is whole.
+
+    At a glance: the manifest against its own digest, every file's presence and size.
+    ``deep`` reads every byte and finds files that do not belong.
+    """
+    artifact = read_artifact(path)
+    if artifact is None:
+        missing = not (path / MANIFEST).exists()
+        return [f"{MANIFEST} is missing" if missing else f"{MANIFEST} is not what was published"]
+    files = artifact.manifest["files"]
+    found = []
+    for name, entry in files.items():
+        try:
+            size = (path / name).stat().st_size
+            if size != entry["bytes"]:
+                found.append(f"{name} has {size:,} bytes, {entry['bytes']:,} were published")
+            elif deep and sha256_file(path / name) != entry["sha256"]:
+                found.append(f"{name} is not what was published (its bytes changed)")
+        except FileNotFoundError:
+            found.append(f"{name} is missing")
+        except OSError as error:
+            found.append(f"{name} cannot be read: {error.strerror}")
+    if deep:
+        found += [f"{name} was added after publishing" for name in file_names(path) if name not in files]
+    return found
+
+
+def file_names(folder: Path) -> list[str]:
+    """Relative paths of the files of an artifact's folder, manifest excluded, in order."""
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != MANIFEST)
+
+
 def file_table(folder: Path) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every file below a folder, by relative path, manifest excluded."""
-    table = {}
-    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = file.relative_to(folder).as_posix()
-        if name != MANIFEST:
-            table[name] = {"sha256": sha256_file(file), "bytes": file.stat().st_size}
-    return table
+    return {
+        name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
+        for name in file_names(folder)
+    }
+
+
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """Digest of a manifest without this digest; unlike an identity it may hold NaN (a diverged loss)."""
+    text = json.dumps(json.loads(json.dumps(manifest)), sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def output_digest(files: dict[str, dict[str, Any]]) -> str:

@@ -32,11 +32,16 @@ def find(pid: int) -> Process | None:
     return Process(pid, fields[0], int(fields[3]), int(fields[19]), tuple(command.rstrip("\0").split("\0")))
 
 
-def of_session(session: int) -> list[Process]:
-    """All living processes of a session (setsid(2)), zombies left out."""
+def everything() -> list[Process]:
+    """All living processes that can be seen, zombies left out."""
     pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
     found = [process for pid in pids if (process := find(pid)) is not None]
-    return [process for process in found if process.session == session and process.state != "Z"]
+    return [process for process in found if process.state != "Z"]
+
+
+def of_session(session: int) -> list[Process]:
+    """All living processes of a session (setsid(2)), zombies left out."""
+    return [process for process in everything() if process.session == session]
 
 
 def boot_id() -> str:

@@ -146,6 +146,29 @@ def stop(record: ServerRecord) -> str:
     return f"the server at {record.address} (process {record.pid}) was already gone"
 
 
+def stop_strays(folder: Path, known: ServerRecord | None) -> str:
+    """Stop servers that were started in ``folder`` and that no record speaks of; returns their ids.
+
+    A start that is killed between the server's first breath and its record leaves one.  It
+    is recognised by the model repository that it was given: a folder of this recipe alone.
+    """
+    option = f"--model-repository={folder}{os.sep}"
+    stray = [
+        process
+        for process in processes.everything()
+        if Path(process.command[0]).name == "tritonserver"
+        and any(word.startswith(option) for word in process.command)
+        and (known is None or process.pid != known.pid)
+    ]
+    for each in stray:
+        # It may not have set up its own handling of SIGTERM yet, nor answered anybody.
+        _signal(processes.of_session(each.pid), signal.SIGKILL)
+    deadline = time.monotonic() + KILL_WAIT_S
+    while any(processes.of_session(each.pid) for each in stray) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return ", ".join(str(each.pid) for each in stray)
+
+
 def peak_memory_gb(record: ServerRecord) -> float:
     """Memory of the server's largest process at its peak, in GB."""
     peaks = [0]

@@ -21,7 +21,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     step = Step.load(Path(sys.argv[1]))
     try:
-        module = importlib.import_module(f"pipeline.stages.{step.stage}")
+        module = importlib.import_module(step.module)
         module.run(step)
     except InputError as error:
         step.error(str(error))

@@ -69,6 +69,7 @@ def model_folder(step: Step, name: str) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         merge_adapter(model_folder(step, record["parent"]), artifact / record["path"], part)
         part.rename(merged)
+        step.seal(merged)
     return merged
 
 

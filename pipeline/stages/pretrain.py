@@ -26,6 +26,7 @@ def run(step: Step) -> None:
     start = step.state / "start"
     if not start.exists():
         publish.new_model(shape, tokenizer, settings.seed, start)
+        step.seal(start)
     step.phase("load")
     recipe = session.build(
         NextTokenRecipe, step, settings, model=start, tokenizer=tokenizer_folder(step), files=files

@@ -7,8 +7,9 @@ inputs and its own work directory::
       job.json      what to do (written by the controller)
       log.txt       everything that the process prints
       events.jsonl  progress, metrics and messages, one JSON object a line
-      state/        checkpoints and finished shards: kept when the step is interrupted,
-                    found again by the step that takes over, dropped on success
+      state/        checkpoints and finished shards; what was sealed (:meth:`Step.seal`) is
+                    found again by the step that goes on after an interruption, all else
+                    is dropped then; everything is dropped on success
       output/       what will be published; only files in here outlive the step
       result.json   the step's key figures, written last
 
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pipeline import schema
+from pipeline.stages.seals import write_seal
 
 Section = TypeVar("Section")
 
@@ -43,6 +45,7 @@ class Step:
     """
 
     stage: str
+    module: str
     recipe: str
     identity: str
     settings: dict[str, Any]
@@ -59,6 +62,7 @@ class Step:
         plain = json.loads(job.read_text(encoding="utf-8"))
         return cls(
             stage=plain["stage"],
+            module=plain["module"],
             recipe=plain["recipe"],
             identity=plain["identity"],
             settings=plain["settings"],
@@ -78,10 +82,17 @@ class Step:
 
     @property
     def state(self) -> Path:
-        """The folder that survives an interruption and is dropped on success."""
+        """The folder whose sealed pieces survive an interruption; dropped on success."""
         path = self.work / "state"
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def seal(self, piece: Path) -> None:
+        """Declare a file or folder under ``state/`` complete, so that it outlives an interruption.
+
+        It must not be written again; the piece is flushed to the disk and digested.
+        """
+        write_seal(self.work, piece)
 
     def section(self, kind: type[Section]) -> Section:
         """The settings of one section, e.g. ``step.section(schema.Align)``."""
@@ -136,7 +147,8 @@ class Step:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
-    part = path.with_name(path.name + ".part")
+    # A name of our own: two controllers may write the same file at once.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(part, path)
 

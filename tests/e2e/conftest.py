@@ -67,7 +67,7 @@ class Lifecycle:
         """
         process = self.start(stage, recipe=recipe)
         self.wait_for_checkpoint(stage, process, recipe)
-        job = next((self.runs / recipe / stage / ".work").iterdir()) / "job.json"
+        job = next((self.runs / recipe / stage / ".work").glob("*/job.json"))
         found = subprocess.run(["pgrep", "-f", str(job)], capture_output=True, text=True, check=True)
         for pid in found.stdout.split():
             os.kill(int(pid), signal.SIGKILL)

@@ -61,6 +61,7 @@ def write_job(
         json.dumps(
             {
                 "stage": stage,
+                "module": f"pipeline.stages.{stage}",
                 "recipe": "test",
                 "identity": "0" * 64,
                 "settings": settings,

@@ -57,6 +57,7 @@ class DpoRecipe(NextTokenRecipe):
             part = self._cache.with_suffix(".part")
             save_file(self._reference, part)
             part.rename(self._cache)
+            self._reporter.seal(self._cache)
         if not any(True for _ in _adapters(self.model_parts[0])):
             self._frozen["reference"] = copy.deepcopy(self.model_parts[0]).eval().requires_grad_(False)
         self._reporter.phase("train")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,6 +109,13 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         loss_buffer.append(loss.detach().clone())
         if is_train:
             (loss * self._get_dp_group_size(include_cp=True)).backward()
+
+    def save_checkpoint(self, *arguments: Any, **named: Any) -> None:
+        """AutoModel's checkpoint, sealed once it is complete: only sealed ones are gone on from."""
+        super().save_checkpoint(*arguments, **named)
+        latest = Path(self.checkpointer.config.checkpoint_dir) / "LATEST"
+        if self.dist_env.is_main and latest.exists():
+            self._reporter.seal(latest.resolve())
 
     def _make_progress_bar(self, total: int | None = None, initial: int = 0) -> None:
         return None

@@ -81,7 +81,7 @@ def run(step: Step) -> None:
             "no document gave an instruction pair (no titles or summaries); see the README, 'Your own documents'"
         )
     step.finish(
-        metrics=report,
+        metrics={**report, "inputs": quarantine.counts()},
         headline=f"{len(documents):,} of {raw_count:,} documents, {sizes['sft']['train']:,} instruction and "
         f"{sizes['preference']['train']:,} preference pairs",
     )
@@ -164,10 +164,11 @@ def _pairs(
             content = [pair for pair in content if hashed("share", pair["id"]) / 2**64 < curate.content_share]
         sft[split], preference[split] = pairs, style + content
         step.progress(done, len(SPLITS), "splits")
-    for read, path, target in (
-        (read_instructions, curate.instructions, sft),
-        (read_preferences, curate.preferences, preference),
+    for read, role, path, target in (
+        (read_instructions, "instructions", curate.instructions, sft),
+        (read_preferences, "preferences", curate.preferences, preference),
     ):
+        quarantine.role = role
         for record in read(Path(path), quarantine) if path else ():
             for key in ("prompt", "chosen", "rejected"):
                 if key in record:

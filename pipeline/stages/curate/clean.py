@@ -4,23 +4,26 @@ The stage objects are Curator's own ``ProcessingStage``s, each given one ``Docum
 a shard; any of its executors would drive them the same way.  Its default executor
 refuses machines with two cores, and a process pool needs no Ray cluster.
 
-A finished shard is renamed into place with its drop counts, so an interrupted run does
-only the unfinished ones again.
+A finished shard is a folder with its documents and its drop counts, renamed into place
+and sealed, so an interrupted run does only the unfinished ones again.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import as_completed
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.schema import CurateFilters
 from pipeline.stages.curate.redact import redact
+from pipeline.stages.pool import worker_pool
 from pipeline.stages.step import Step, read_jsonl, write_json, write_jsonl
+
+DOCUMENTS, COUNTS = "documents.jsonl", "counts.json"  # of a cleaned shard
 
 
 def clean_shards(
@@ -35,17 +38,19 @@ def clean_shards(
     folder.mkdir(exist_ok=True)
     dropped: Counter[str] = Counter()
     redacted: Counter[str] = Counter()
-    targets = [folder / path.name for path in raw]
+    targets = [folder / path.stem for path in raw]
     waiting = [(source, target) for source, target in zip(raw, targets, strict=True) if not target.exists()]
     work = partial(_clean_shard, filters=filters, kinds=kinds)
-    with ProcessPoolExecutor(workers) as pool:
-        for done, _ in enumerate(pool.map(work, *zip(*waiting, strict=True)) if waiting else (), start=1):
+    with worker_pool(workers) as pool:
+        running = [pool.submit(work, source, target) for source, target in waiting]
+        for done, finished in enumerate(as_completed(running), start=1):
+            step.seal(finished.result())
             step.progress(len(raw) - len(waiting) + done, len(raw), "shards")
     for target in targets:
-        counts = json.loads(_counts_file(target).read_text(encoding="utf-8"))
+        counts = json.loads((target / COUNTS).read_text(encoding="utf-8"))
         dropped.update(counts["dropped"])
         redacted.update(counts["redacted"])
-    return targets, dropped, redacted
+    return [target / DOCUMENTS for target in targets], dropped, redacted
 
 
 @cache
@@ -77,7 +82,8 @@ def curator_stages(**thresholds: Any) -> list[tuple[str, Any]]:
     return stages + [(type(each).__name__, ScoreFilter(each, text_field="text")) for each in filters]
 
 
-def _clean_shard(source: Path, target: Path, *, filters: CurateFilters, kinds: list[str]) -> None:
+def _clean_shard(source: Path, target: Path, *, filters: CurateFilters, kinds: list[str]) -> Path:
+    """Make the folder ``target`` of a raw shard; returns it."""
     import pandas as pd
     from nemo_curator.tasks import DocumentBatch
 
@@ -95,11 +101,9 @@ def _clean_shard(source: Path, target: Path, *, filters: CurateFilters, kinds: l
     for record in records:
         record["text"] = redact(record["text"], kinds, redacted)
         record["arguments"] = list(record["arguments"])
-    write_json(_counts_file(target), {"dropped": dropped, "redacted": redacted})
     part = target.with_suffix(".part")
-    write_jsonl(part, records)
-    os.replace(part, target)
-
-
-def _counts_file(shard: Path) -> Path:
-    return shard.with_suffix(".counts.json")
+    shutil.rmtree(part, ignore_errors=True)
+    write_jsonl(part / DOCUMENTS, records)
+    write_json(part / COUNTS, {"dropped": dropped, "redacted": redacted})
+    part.rename(target)
+    return target

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pipeline.schema import CurateDedup
+from pipeline.stages.pool import worker_pool
 
 WORD = re.compile(r"\w+")
 SEED = 42
@@ -34,7 +34,7 @@ def signatures(texts: list[str], dedup: CurateDedup, workers: int) -> Any:
     """MinHash signatures, one row a text: ``uint32 [texts, permutations]``."""
     chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
     work = partial(_signatures, ngram=dedup.ngram, permutations=dedup.permutations)
-    with ProcessPoolExecutor(workers) as pool:
+    with worker_pool(workers) as pool:
         rows = list(pool.map(work, chunks))
     return np.concatenate(rows) if rows else np.zeros((0, dedup.permutations), dtype=np.uint32)
 

@@ -18,7 +18,7 @@ def read_instructions(path: Path, quarantine: Quarantine) -> list[dict[str, Any]
         if fault:
             quarantine.add(path, number, fault)
             continue
-        quarantine.good += 1
+        quarantine.read_well()
         identifier = f"{path.name}:{number}"
         messages = [{"role": m["role"], "content": m["content"].strip()} for m in record["messages"]]
         found.append({"id": identifier, "messages": messages, "name": identifier, "about": "given"})
@@ -52,7 +52,7 @@ def read_preferences(path: Path, quarantine: Quarantine) -> list[dict[str, Any]]
         if chosen == rejected:
             quarantine.add(path, number, "chosen and rejected are the same")
             continue
-        quarantine.good += 1
+        quarantine.read_well()
         identifier = f"{path.name}:{number}"
         found.append(
             {

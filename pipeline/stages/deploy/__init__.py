@@ -29,6 +29,9 @@ def run(step: Step) -> None:
     export = json.loads((step.inputs["export"] / "export.json").read_text(encoding="utf-8"))
     previous = server.read(path)
     ports.check_distinct(settings)
+    stray = server.stop_strays(path.parent / "server", previous)
+    if stray:
+        step.message(f"stopped a server that an interrupted start had left (process {stray})")
     running = previous is not None and server.is_running(previous)
     # A healthy server is not given up for one that cannot start.
     ports.check_free(settings, _ports(previous) if previous is not None and running else ())

@@ -53,6 +53,8 @@ def start(
     prefix = f"lifecycle_{secrets.token_hex(4)}_"
     command = [
         str(wheel / "bin" / "tritonserver"),
+        # Shown as the server's name in its metadata (/v2), so that an address can be traced.
+        f"--id=lifecycle-{identity}",
         f"--model-repository={linked}",
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",

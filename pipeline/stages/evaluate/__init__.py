@@ -40,6 +40,7 @@ def run(step: Step) -> None:
         if not cache.exists():
             model = load_model(model_folder(step, name))
             write_json(cache, scores_of(step, model, tokenizer, held_out, settings))
+            step.seal(cache)
         scores[name] = json.loads(cache.read_text(encoding="utf-8"))
     step.phase("baselines")
     unigram, bigram = _ngrams(step, tokenizer, context)

@@ -82,7 +82,7 @@ def test_kill_and_rerun_gives_the_same_bytes(tmp_path: Path, curated: Path) -> N
     sources = [schema.Source(kind="python-docs", packages=["networkx"])]
     job = write_job("curate", tmp_path / "w", curate={"sources": sources})
     process = start(job)
-    while not list((tmp_path / "w").glob("state/clean/*.jsonl")):
+    while not list((tmp_path / "w").glob("state/clean/*/documents.jsonl")):
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
@@ -189,8 +189,8 @@ def test_broken_lines_are_quarantined_and_the_run_goes_on(
     sources = [schema.Source(kind="jsonl", path=str(path))]
     work = run_stage("curate", tmp_path / "w", curate={"sources": sources, "max_bad_share": 0.02})
     quarantine = read(work / "output" / "quarantine.jsonl")
-    assert [(q["line"], Path(q["file"]).name) for q in quarantine] == [
-        (n, "docs.jsonl") for n in (3, 4, 5, 6)
+    assert [(q["line"], q["input"]) for q in quarantine] == [
+        (n, "sources.0/docs.jsonl") for n in (3, 4, 5, 6)
     ]
     report = json.loads((work / "output" / "report.json").read_text())
     assert report["unreadable_records"] == 4

@@ -1,0 +1,159 @@
+"""Run one step under its lease and publish what it made, with the record of how."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import graph
+from pipeline.errors import Damaged, LifecycleError
+from pipeline.runner import gate
+from pipeline.runner.attempt import curves, note_attempt, read_attempts, take_up
+from pipeline.runner.display import Display
+from pipeline.runner.execute import Outcome, execute
+from pipeline.runner.identity import digest_of
+from pipeline.runner.lease import Lease
+from pipeline.runner.provenance import provenance
+from pipeline.runner.store import Artifact, damage
+from pipeline.runner.threads import thread_count
+from pipeline.toolchains import Toolchain
+
+if TYPE_CHECKING:
+    from pipeline.runner.chain import Chain, Planned
+
+SERVER = "server"  # the lease of a live stage: one server a recipe, whatever its settings
+
+
+def run_step(
+    chain: Chain,
+    planned: Planned,
+    artifacts: dict[str, Artifact],
+    verdict: gate.Verdict | None,
+    held: Lease,
+    display: Display,
+) -> tuple[Artifact, str]:
+    """Run the planned step in the lease's folder; returns its artifact and headline.
+
+    Raises :class:`Damaged` before anything starts when a parent's artifact has rotted.
+    """
+    step, parts, store = planned.step, planned.parts, chain.store
+    assert parts is not None
+    _check_parents(chain, step, artifacts)
+    toolchain = Toolchain(step.stage.toolchain)
+    made_by = provenance(step.stage, toolchain)
+    identity = digest_of(parts)
+    if step.stage.live:
+        # Every start of a server is an artifact of its own; nothing of a start resumes.
+        identity = digest_of({**parts, "started": str(time.time_ns())})
+    take_up(held.folder, made_by, chain.strict, store.quarantine, lambda text: display.note(step.name, text))
+    note_attempt(held.folder, made_by)
+    display.start(step.name, planned.why)
+    started = time.time()
+    try:
+        outcome = execute(
+            _job(chain, step, identity, artifacts, held),
+            toolchain,
+            display,
+            held,
+            chain.loaded.settings.site.grace_s,
+        )
+        _check_produced(step, held.folder)
+        record = {
+            "recipe": chain.loaded.name,
+            "description": chain.loaded.settings.description,
+            "stage": step.name,
+            "identity": identity,
+            "parts": parts,
+            "parents": _parents(step, artifacts),
+            "inputs": {role: each.record() for role, each in chain.inputs(step).items()},
+            **_measured(outcome),
+            "curves": curves(held.folder),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            "made_by": made_by,
+            "attempts": read_attempts(held.folder),
+            **({"gate": verdict.record()} if verdict else {}),
+        }
+        artifact = store.publish(held, step.name, identity, record)
+    except BaseException:
+        display.fail()
+        raise
+    display.end(outcome.headline, outcome.seconds)
+    return artifact, outcome.headline
+
+
+def _check_parents(chain: Chain, step: graph.Step, artifacts: dict[str, Artifact]) -> None:
+    """Read every byte that the step is about to rest on."""
+    for _, parent in step.parents:
+        artifact = artifacts[parent]
+        faults = damage(artifact.path, deep=True)
+        if faults:
+            listed = "\n".join(f"  - {fault}" for fault in faults[:10])
+            raise Damaged(
+                f"{step.name} would rest on {artifact.path}, which is not what {parent} published:\n{listed}\n"
+                f"Nothing was started. `lifecycle verify {chain.loaded.name} --quarantine` moves it aside, and "
+                "the next run makes it anew"
+            )
+
+
+def _job(
+    chain: Chain, step: graph.Step, identity: str, artifacts: dict[str, Artifact], held: Lease
+) -> dict[str, Any]:
+    recipe = chain.loaded.settings
+    sections = dict.fromkeys(section.split(".")[0] for section in step.stage.sections)
+    settings = {section: asdict(getattr(recipe, section)) for section in sections}
+    for source in settings.get("curate", {}).get("sources", []):
+        source["path"] = _absolute(source["path"])
+    for name in ("instructions", "preferences"):
+        if name in settings.get("curate", {}):
+            settings["curate"][name] = _absolute(settings["curate"][name])
+    base = _absolute(recipe.model.base) if step.stage.uses_base_model else None
+    if "model" in settings:
+        settings["model"]["base"] = _absolute(recipe.model.base)
+    record = {"server_record": str(chain.store.server_record().resolve())} if step.stage.live else {}
+    return {
+        "stage": step.name,
+        "module": step.stage.source,
+        "recipe": chain.loaded.name,
+        "identity": identity,
+        "settings": settings,
+        "inputs": {name: str(artifacts[parent].path.resolve()) for name, parent in step.parents},
+        "base_model": base,
+        "work": str(held.folder.resolve()),
+        "threads": thread_count(recipe.site.threads),
+        "extra": record,
+    }
+
+
+def _check_produced(step: graph.Step, work: Path) -> None:
+    missing = [name for name in step.stage.produces if not (work / "output" / name).exists()]
+    if missing:
+        raise LifecycleError(f"{step.name} ended without {', '.join(missing)}; nothing was published")
+
+
+def _parents(step: graph.Step, artifacts: dict[str, Artifact]) -> dict[str, Any]:
+    return {
+        name: {
+            "stage": parent,
+            "identity": artifacts[parent].identity,
+            "path": artifacts[parent].path.name,
+            "output_digest": artifacts[parent].output_digest,
+        }
+        for name, parent in step.parents
+    }
+
+
+def _measured(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "metrics": outcome.metrics,
+        "headline": outcome.headline,
+        "warnings": outcome.warnings,
+        "messages": outcome.messages,
+        "seconds": round(outcome.seconds, 1),
+        "peak_memory_gb": round(outcome.peak_memory_gb, 2),
+    }
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())

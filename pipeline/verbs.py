@@ -1,0 +1,229 @@
+"""What each verb of the command line does: a few lines over the parts that do the work.
+
+Parts that only one verb needs are imported in it: a no-op run should cost little more
+than the interpreter.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from pipeline import recipe as recipes
+from pipeline.errors import UserError
+from pipeline.graph import STAGES, descendants
+from pipeline.layers import Origin, leaves, locate
+from pipeline.runner import inputs
+from pipeline.runner.attempt import Progress
+from pipeline.runner.chain import Chain
+from pipeline.runner.display import make_display
+from pipeline.runner.lease import attempts, holder_of, live_holder
+from pipeline.summary import print_summary
+from pipeline.toolchains import ROOT
+
+
+def run(options: Namespace) -> int:
+    """The whole chain, or a stage and what it rests on."""
+    chain = _load(options)
+    target = None if options.verb == "run" else options.verb
+    display = make_display(options.plain)
+    finished = chain.run(display, target)
+    print_summary(finished, display.console)
+    for item in finished:
+        for message in item.artifact.manifest["messages"] if item.artifact and item.step.stage.live else ():
+            display.console.print(message, markup=False, soft_wrap=True)
+    return 0
+
+
+def plan(options: Namespace) -> int:
+    """What would run, why, what follows, and what is reused."""
+    chain = _load(options)
+    inputs.check_inputs(chain.loaded)
+    planned = chain.plan()
+    for item in planned:
+        advice = "".join(f" ({each})" for each in item.advice)
+        print(f"{item.step.name:<9} {item.state:<8} {item.why}{advice}")
+    todo = {item.step.name for item in planned if item.state in ("run", "resume")}
+    first = {item.step.name for item in planned if item.step.name in todo and "follows " not in item.why}
+    after = [name for name in descendants(chain.steps, first) if name in todo - first]
+    done = [item.step.name for item in planned if item.state == "done"]
+    if todo:
+        print(f"\n{len(done)} of {len(planned)} steps are reused{': ' if done else ''}{', '.join(done)}")
+    if after:
+        print(f"{', '.join(after)} follow, as far as the output of the steps before them changes")
+    return 0
+
+
+def status(options: Namespace) -> int:
+    """The chain as it stands, and the steps at work."""
+    chain = _load(options)
+    inputs.check_inputs(chain.loaded)
+    print_summary(chain.plan())
+    for stage in STAGES:
+        for work in attempts(chain.store.stage_folder(stage.name)):
+            if live_holder(work):
+                far = Progress.of(work).words or "starting"
+                print(f"\n{stage.name} is at work: {holder_of(work)}; {far}")
+    return 0
+
+
+def explain(options: Namespace) -> int:
+    """The value of a setting, who set it, and what it overrode."""
+    loaded = recipes.load(options.recipe, ROOT, options.set, options.site)
+    values = {path: (value, meta) for path, value, meta in leaves(loaded.settings)}
+    if options.key is None:
+        for path, layers in loaded.history.items():
+            if path in values:
+                print(f"{path} = {values[path][0]!r}  ({layers[-1][0]})")
+        return 0
+    if options.key not in values:
+        near = [path for path in values if path.startswith(f"{options.key}.")]
+        if not near:
+            locate(options.key, Origin("command line"))
+        for path in near:
+            print(f"{path} = {values[path][0]!r}  ({loaded.origin(path)})")
+        return 0
+    value, metadata = values[options.key]
+    print(f"{options.key} = {value!r}: {metadata['help']}")
+    layers = loaded.history.get(options.key, [])
+    print(f"  set by {layers[-1][0].layer}: {layers[-1][0]}" if layers else "  the default")
+    for origin, old in reversed(layers[:-1]):
+        print(f"  over {old!r} from {origin.layer}: {origin}")
+    if layers:
+        defaults = {path: default for path, default, _ in leaves(type(loaded.settings)())}
+        print(f"  over the default {defaults.get(options.key)!r}")
+    if not metadata.get("identity", True):
+        print("  bears no identity: changing it makes no step run again")
+    return 0
+
+
+def diff(options: Namespace) -> int:
+    """Two runs, stage by stage."""
+    from pipeline.record.compare import compare, words_of
+    from pipeline.record.history import find_run
+
+    runs = Path(options.runs)
+    compared = compare(find_run(options.a, runs), find_run(options.b, runs))
+    print(json.dumps(compared, indent=2) if options.json else words_of(compared))
+    return 0
+
+
+def trace(options: Namespace) -> int:
+    """From what is serving back to the data."""
+    from pipeline.record.trace import trace as traced
+    from pipeline.record.trace import words_of
+
+    found = traced(options.what, Path(options.runs))
+    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else words_of(found))
+    return 0
+
+
+def report(options: Namespace) -> int:
+    """The chain as one HTML file."""
+    from pipeline.record.history import latest_chain
+    from pipeline.report.html import render
+    from pipeline.runner.identity import flat
+    from pipeline.schema import Recipe, identity_values
+
+    chain = _load(options)
+    found = latest_chain(chain.store)
+    if not found.artifacts:
+        raise UserError(f"{chain.loaded.name} has published nothing in {options.runs} yet: `make run` first")
+    target = Path(options.output) if options.output else chain.store.root / "report.html"
+    html = render([each.manifest for each in found.artifacts], flat(identity_values(Recipe())))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(html, encoding="utf-8")
+    print(target)
+    return 0
+
+
+def verify(options: Namespace) -> int:
+    """Every byte of every artifact, again; exit status 1 when something rotted."""
+    from pipeline.record.check import Checked, check, set_aside
+
+    store = _load(options).store
+
+    def tell(checked: Checked) -> None:
+        print(f"{'damaged' if checked.faults else 'sound':<8} {checked.path}")
+        for fault in checked.faults:
+            print(f"           {fault}")
+
+    found = check(store, tell)
+    damaged = [each for each in found if each.faults]
+    if not damaged:
+        print(f"{len(found)} artifacts, all of them as they were published")
+        return 0
+    if options.quarantine:
+        for moved in set_aside(store, damaged):
+            print(f"moved to {moved}")
+        print("the next run makes anew what it needs of them")
+    else:
+        print(f"{len(damaged)} of {len(found)} artifacts are damaged; --quarantine moves them aside")
+    return 1
+
+
+def gc(options: Namespace) -> int:
+    """What nothing needs any more: list it, ask, remove it."""
+    from pipeline.record.gc import remove, unneeded
+
+    runs = Path(options.runs)
+    items = unneeded(runs, options.interrupted, options.quarantined)
+    for item in items:
+        print(f"{item.bytes / 1e6:10.1f} MB  {item.what:<24} {item.path}")
+    if not items:
+        print("nothing to remove: everything is needed by some recipe's latest chain")
+        return 0
+    total = sum(item.bytes for item in items)
+    if not options.yes:
+        if not sys.stdin.isatty():
+            print(f"{len(items)} folders, {total / 1e6:.1f} MB; nothing was removed: --yes removes them")
+            return 0
+        if input(f"Remove these {len(items)} folders ({total / 1e6:.1f} MB)? [y/N] ").strip().lower() != "y":
+            print("nothing was removed")
+            return 0
+    print(f"removed {remove(items, runs) / 1e6:.1f} MB")
+    return 0
+
+
+def chat(options: Namespace) -> int:
+    """Talk to the deployed model."""
+    from pipeline.serving.chat import chat_loop
+    from pipeline.serving.server import is_running, read
+
+    record = read(_load(options).store.server_record())
+    if record is None or not is_running(record):
+        raise UserError(
+            f"no server of {options.recipe} is running; `make deploy RECIPE={options.recipe}` starts it"
+        )
+    return chat_loop(record, sys.stdin, sys.stdout, options.once)
+
+
+def stop(options: Namespace) -> int:
+    """Stop the recipe's server."""
+    from pipeline.serving.server import read, stop_strays
+    from pipeline.serving.server import stop as stop_server
+
+    path = _load(options).store.server_record()
+    record = read(path)
+    stray = stop_strays((path.parent / "server").resolve(), record)
+    if stray:
+        print(f"stopped a server that an interrupted start had left (process {stray})")
+    elif record is None:
+        print(f"no server of {options.recipe} was started here")
+    if record is not None:
+        print(stop_server(record))
+    path.unlink(missing_ok=True)
+    return 0
+
+
+def _load(options: Namespace) -> Chain:
+    loaded = recipes.load(options.recipe, ROOT, options.set, options.site)
+    return Chain(
+        loaded,
+        Path(options.runs),
+        strict=getattr(options, "strict", False),
+        verify=getattr(options, "verify", False),
+        wait=getattr(options, "wait", False),
+    )
