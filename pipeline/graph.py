@@ -119,7 +119,13 @@ STAGES: tuple[Stage, ...] = (
         optional=(*MODELS, "evaluation"),
         carries=("deploy/triton",),
         uses_base_model=True,
-        produces=("bundle/config.json", "bundle/model.safetensors", "repository", "parity.json"),
+        produces=(
+            "bundle/config.json",
+            "bundle/model.safetensors",
+            "bundle/README.md",
+            "repository",
+            "parity.json",
+        ),
         purpose="one bundle and a Triton model repository",
     ),
     Stage(

@@ -338,6 +338,16 @@ def from_plain(section: type, values: dict[str, Any]) -> Any:
     return section(**built)
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted path to value; a list is one value."""
+    if isinstance(value, dict):
+        merged: dict[str, Any] = {}
+        for key, inner in value.items():
+            merged.update(flat(inner, f"{prefix}.{key}" if prefix else key))
+        return merged
+    return {prefix: value}
+
+
 def identity_values(section: Any) -> dict[str, Any]:
     """The settings of a section that bear identity, as plain JSON values."""
     kept: dict[str, Any] = {}

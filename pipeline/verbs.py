@@ -124,8 +124,7 @@ def report(options: Namespace) -> int:
     """The chain as one HTML file."""
     from pipeline.record.history import latest_chain
     from pipeline.report.html import render
-    from pipeline.runner.identity import flat
-    from pipeline.schema import Recipe, identity_values
+    from pipeline.schema import Recipe, flat, identity_values
 
     chain = _load(options)
     found = latest_chain(chain.store)

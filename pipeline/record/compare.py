@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.record.history import ORDER, History
-from pipeline.runner.identity import differences, flat
+from pipeline.runner.identity import differences
 from pipeline.runner.store import Artifact
+from pipeline.schema import flat
 
 SHOWN = 40  # metrics of a stage
 

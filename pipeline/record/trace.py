@@ -17,8 +17,9 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.record.history import History, all_artifacts, find_run, history
-from pipeline.runner.identity import SHORT, flat
+from pipeline.runner.identity import SHORT
 from pipeline.runner.store import Artifact
+from pipeline.schema import flat
 from pipeline.serving import server
 from pipeline.stages.seals import sha256_file
 

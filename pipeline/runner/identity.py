@@ -57,7 +57,7 @@ def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     found = []
     if new["stage"] != old["stage"]:
         found.append(f"stage version: {old['stage']['version']} -> {new['stage']['version']}")
-    before, after = flat(old["settings"]), flat(new["settings"])
+    before, after = schema.flat(old["settings"]), schema.flat(new["settings"])
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
             found.append(f"{key}: {before.get(key)} -> {after.get(key)}")
@@ -93,16 +93,6 @@ def _without_paths(section: str, values: dict[str, Any]) -> dict[str, Any]:
         kept["sources"] = [{k: v for k, v in s.items() if k != "path"} for s in values["sources"]]
         return kept
     return values
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted path to value; a list is one value."""
-    if isinstance(value, dict):
-        merged: dict[str, Any] = {}
-        for key, inner in value.items():
-            merged.update(flat(inner, f"{prefix}.{key}" if prefix else key))
-        return merged
-    return {prefix: value}
 
 
 def _refuse_inexact(value: Any) -> None:

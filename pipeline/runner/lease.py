@@ -124,6 +124,9 @@ def lease(
     taken = acquire(stage, key, what, lease_s=lease_s, wait=wait, tell=tell)
     try:
         yield taken
+    except OSError:
+        taken.require()  # paths that vanished under the holder have this one reason
+        raise
     finally:
         taken.close()
 
@@ -141,7 +144,7 @@ def acquire(
     told = False
     try:
         while True:
-            with _one_at_a_time(work):
+            with _one_at_a_time(work, lease_s):
                 _sweep(work)
                 current = attempt(stage, key)
                 if current is None or watch.over(current):
@@ -333,9 +336,20 @@ def _runs_here(holder: Holder) -> bool:
 
 
 @contextmanager
-def _one_at_a_time(work: Path) -> Iterator[None]:
-    """Keep the controllers of this machine out of each other's way for the moment of a claim."""
+def _one_at_a_time(work: Path, patience_s: float) -> Iterator[None]:
+    """Keep the controllers of this machine out of each other's way for the moment of a claim.
+
+    A courtesy that spares retries, not what keeps claims safe: one that is paused in the
+    middle of its claim must not hold up the others for ever.
+    """
     with open(work / ".mutex", "a", encoding="ascii") as handle:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        until = time.monotonic() + patience_s
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:
+                break  # no locks on this file system
         yield

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import graph
-from pipeline.errors import Damaged, LifecycleError
+from pipeline.errors import Damaged, LifecycleError, UserError
 from pipeline.runner import gate
 from pipeline.runner.attempt import curves, note_attempt, read_attempts, take_up
 from pipeline.runner.display import Display
@@ -60,6 +60,8 @@ def run_step(
             chain.loaded.settings.site.grace_s,
         )
         _check_produced(step, held.folder)
+        read = {role: each.record() for role, each in chain.inputs(step).items()}
+        _check_inputs_unchanged(step, parts, read)
         record = {
             "recipe": chain.loaded.name,
             "description": chain.loaded.settings.description,
@@ -67,7 +69,7 @@ def run_step(
             "identity": identity,
             "parts": parts,
             "parents": _parents(step, artifacts),
-            "inputs": {role: each.record() for role, each in chain.inputs(step).items()},
+            "inputs": read,
             **_measured(outcome),
             "curves": curves(held.folder),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
@@ -122,6 +124,7 @@ def _job(
         "base_model": base,
         "work": str(held.folder.resolve()),
         "threads": thread_count(recipe.site.threads),
+        "grace_s": recipe.site.grace_s,
         "extra": record,
     }
 
@@ -130,6 +133,19 @@ def _check_produced(step: graph.Step, work: Path) -> None:
     missing = [name for name in step.stage.produces if not (work / "output" / name).exists()]
     if missing:
         raise LifecycleError(f"{step.name} ended without {', '.join(missing)}; nothing was published")
+
+
+def _check_inputs_unchanged(step: graph.Step, parts: dict[str, Any], read: dict[str, Any]) -> None:
+    """Refuse to publish under the digests of files that were written while the step read them."""
+    now = {role: each["digest"] for role, each in read.items()}
+    changed = sorted(
+        role for role in parts["inputs"].keys() | now if parts["inputs"].get(role) != now.get(role)
+    )
+    if changed:
+        raise UserError(
+            f"{step.name}: input {', '.join(changed)} changed while the step was reading it; nothing was "
+            "published: run again when it is complete"
+        )
 
 
 def _parents(step: graph.Step, artifacts: dict[str, Artifact]) -> dict[str, Any]:

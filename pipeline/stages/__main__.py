@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 
 from pipeline.stages.step import InputError, Step
 
+WATCH_S = 0.5
+
 
 def main() -> int:
+    parent = os.getppid()
     # Ending by an exception lets a stage clean up; AutoModel puts its own handler in place.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     step = Step.load(Path(sys.argv[1]))
+    threading.Thread(target=_end_with, args=(parent, step.grace_s), daemon=True).start()
     try:
         module = importlib.import_module(step.module)
         module.run(step)
@@ -33,6 +40,17 @@ def main() -> int:
         sys.stderr.flush()
         return 28  # ENOSPC: an event could not be written either
     return 0
+
+
+def _end_with(parent: int, grace_s: float) -> None:
+    """End this process and its helpers when the controller is gone and the grace period over.
+
+    The kernel sends SIGTERM when the controller dies; this is for work that does not heed it.
+    """
+    while os.getppid() == parent:
+        time.sleep(WATCH_S)
+    time.sleep(grace_s)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 if __name__ == "__main__":

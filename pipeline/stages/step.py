@@ -41,7 +41,8 @@ class Step:
 
     ``inputs`` maps names of :class:`pipeline.graph.Stage` ``consumes`` to folders of
     published artifacts; ``base_model`` is the user's Hugging Face folder, if any;
-    ``identity`` is the step's full identity (a hexadecimal digest).
+    ``identity`` is the step's full identity (a hexadecimal digest); ``grace_s`` how long it
+    may go on when the controller is gone.
     """
 
     stage: str
@@ -53,6 +54,7 @@ class Step:
     base_model: Path | None
     work: Path
     threads: int
+    grace_s: float = 20.0
     extra: dict[str, Any] = field(default_factory=dict)
     _last_progress: float = 0.0
 
@@ -70,6 +72,7 @@ class Step:
             base_model=Path(plain["base_model"]) if plain.get("base_model") else None,
             work=Path(plain["work"]),
             threads=plain["threads"],
+            grace_s=plain.get("grace_s", 20.0),
             extra=plain.get("extra", {}),
         )
 

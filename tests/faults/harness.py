@@ -57,8 +57,11 @@ class Reader(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        while not self._over.wait(0.002):
-            self.look()
+        try:
+            while not self._over.wait(0.002):
+                self.look()
+        except Exception as error:  # a reader that died would find nothing any more
+            self.faults.append(f"the reader itself failed: {error!r}")
 
     def look(self) -> None:
         """One look at everything."""
@@ -70,7 +73,10 @@ class Reader(threading.Thread):
                 if not SHORT_ID.fullmatch(path.name) and path.name != "latest":
                     continue
                 target = path.resolve()
-                faults = damage(target, deep=True)
+                try:
+                    faults = damage(target, deep=True)
+                except FileNotFoundError:
+                    faults = ["gone"]
                 # It may have been moved to quarantine since it was listed.
                 if faults and target.exists():
                     self.faults.append(f"{path}: {faults[0]}")

@@ -9,6 +9,7 @@
  * of a role is the same one in every run.  Opening to read is not counted: it changes nothing,
  * so a process killed there leaves what it leaves at the operation before.  FAULT_KIND:
  *   kill    SIGKILL to the process before the operation
+ *   stop    SIGSTOP to the process before the operation, which goes on when it is woken
  *   torn    for a write: half of the bytes, then SIGKILL; otherwise as kill
  *   ENOSPC, EROFS, EIO  the operation fails with this; ENOSPC and EROFS stay (a full or a
  *           read-only disk stays so), EIO happens once
@@ -37,7 +38,7 @@ enum { BEFORE = 0, TORN = 1, FAIL = 2 };
 static char root[PATH_MAX], role[64], wanted_role[64];
 static size_t root_length;
 static long wanted = -1, counted = 0;
-static int kind_torn = 0, kind_errno = 0, sticky = 0, failing = 0, log_descriptor = -1;
+static int kind_torn = 0, kind_stop = 0, kind_errno = 0, sticky = 0, failing = 0, log_descriptor = -1;
 static long clock_jump = 0;
 static unsigned clock_looks = 0;
 
@@ -69,6 +70,7 @@ __attribute__((constructor)) static void set_up(void) {
     const char *kind = getenv("FAULT_KIND");
     if (kind) {
         kind_torn = !strcmp(kind, "torn");
+        kind_stop = !strcmp(kind, "stop");
         if (!strcmp(kind, "ENOSPC")) { kind_errno = ENOSPC; sticky = 1; }
         if (!strcmp(kind, "EROFS")) { kind_errno = EROFS; sticky = 1; }
         if (!strcmp(kind, "EIO")) kind_errno = EIO;
@@ -124,6 +126,10 @@ static int boundary(const char *operation, const char *path, int changes, int is
         failing = sticky;
         errno = kind_errno;
         return FAIL;
+    }
+    if (kind_stop) {
+        syscall(SYS_kill, (long)getpid(), SIGSTOP);
+        return BEFORE;
     }
     if (kind_torn && is_write) return TORN;
     die();

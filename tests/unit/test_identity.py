@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import graph, schema
+from pipeline.layers import leaves
+from pipeline.recipe import load
 from pipeline.runner.identity import canonical, differences, digest_of, parts_of
+from pipeline.toolchains import ROOT
 
 STEPS = {step.name: step for step in graph.resolve(schema.ALL_STAGES, False)}
 plain = st.recursive(
@@ -63,18 +66,117 @@ def test_identity_is_the_same_in_every_process() -> None:
     assert seen == {digest_of(parts(schema.Recipe())).encode()}
 
 
-def test_every_setting_that_bears_identity_changes_it_and_no_other_does() -> None:
-    for section in ("pretrain", "train", "align", "evaluate", "export", "deploy", "curate"):
-        stage = section
-        before = digest_of(parts(schema.Recipe(), stage))
-        for declared in fields(getattr(schema.Recipe(), section)):
-            recipe = schema.Recipe()
-            value = getattr(getattr(recipe, section), declared.name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            setattr(getattr(recipe, section), declared.name, value + 1)
-            changed = digest_of(parts(recipe, stage)) != before
-            assert changed == declared.metadata["identity"], f"{section}.{declared.name}"
+PATHS = {"model.base", "curate.instructions", "curate.preferences"}  # their content counts instead
+LEAVES = [
+    (path, metadata)
+    for path, _, metadata in leaves(schema.Recipe(curate=schema.Curate(sources=[schema.Source()])))
+    if "." in path
+]
+
+
+def read_by(step: graph.Step, path: str) -> bool:
+    """Whether a stage declares that it reads the setting."""
+    return any(path == section or path.startswith(f"{section}.") for section in step.stage.sections)
+
+
+def changed_value(value: Any, metadata: Any) -> Any:
+    """Another value of the same kind."""
+    if metadata.get("choices"):
+        return next((choice for choice in metadata["choices"] if choice != value), f"{value}x")
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, list):
+        return [*value, "more"]
+    return f"{value or ''}x"
+
+
+def assign(recipe: schema.Recipe, path: str, change: Any) -> None:
+    *above, name = path.split(".")
+    section: Any = recipe
+    for part in above:
+        section = section[int(part)] if part.isdigit() else getattr(section, part)
+    setattr(section, name, change(getattr(section, name)))
+
+
+def one_source() -> schema.Recipe:
+    return schema.Recipe(curate=schema.Curate(sources=[schema.Source()]))
+
+
+@pytest.mark.parametrize(("path", "metadata"), LEAVES, ids=[path for path, _ in LEAVES])
+def test_a_setting_changes_exactly_the_stages_that_read_it(path: str, metadata: Any) -> None:
+    counts = metadata["identity"] and path not in PATHS and not path.endswith(".path")
+    for stage, step in STEPS.items():
+        recipe = one_source()
+        assign(recipe, path, lambda value: changed_value(value, metadata))
+        before, after = digest_of(parts(one_source(), stage)), digest_of(parts(recipe, stage))
+        assert (before != after) == (counts and read_by(step, path)), stage
+
+
+def test_the_walk_covers_every_kind_of_setting() -> None:
+    values = {path: value for path, value, _ in leaves(one_source())}
+    assert {type(values[path]) for path, _ in LEAVES} >= {int, float, bool, str, list, type(None)}
+    assert sum(metadata["identity"] for _, metadata in LEAVES) > 80
+
+
+@given(st.randoms(use_true_random=False), st.integers(0, 3))
+def test_order_and_formatting_in_a_recipe_never_count(chance: Any, layer: int) -> None:
+    spelled = {
+        "lr": ["1e-3", "0.001", "1.0e-3", "0.0010", "10.0e-4", "1.0E-3", "+1e-3"],
+        "max_steps": ["200", "+200", "2_00"],
+        "weight_decay": ["0", "0.0", "0e0", "0.00"],
+        "peft": ["lora", "'lora'", '"lora"'],
+        "beta2": ["0.95", "95e-2", ".95"],
+    }
+    lines = [f"  {key}: {chance.choice(ways)}" for key, ways in spelled.items()]
+    chance.shuffle(lines)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "r.yaml"
+        inline = lines[: len(lines) - layer]
+        words = " ".join(f"train.{line.strip().replace(': ', '=')}" for line in lines[len(lines) - layer :])
+        file.write_text(
+            "description: words\ntrain:\n"
+            + "\n".join(inline)
+            + "\nstages: [curate, pretrain, train]\ncurate: {sources: [{kind: python-docs, packages: [numpy]}]}\n"
+        )
+        loaded = load(str(file), ROOT, words)
+    expected = schema.Recipe()
+    expected.train.peft = "lora"
+    expected.train.lr, expected.train.max_steps, expected.train.beta2 = 0.001, 200, 0.95
+    expected.train.weight_decay = 0.0
+    assert parts(loaded.settings)["settings"]["train"] == parts(expected)["settings"]["train"]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["HOSTNAME", "USER", "HOME", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TZ", "LANG"]
+        ),
+        st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=8),
+    ),
+    st.integers(0, 64),
+    st.integers(1024, 60000),
+    st.sampled_from(["a", "b/c"]),
+)
+def test_machine_facts_never_count(facts: dict[str, str], threads: int, port: int, place: str) -> None:
+    recipe = one_source()
+    recipe.site.threads = recipe.curate.workers = threads
+    recipe.site.name, recipe.site.lease_s = place, float(threads + 1)
+    recipe.deploy.http_port, recipe.deploy.host = port, "0.0.0.0"
+    recipe.curate.sources[0].path = place
+    recipe.train.checkpoint_every = recipe.evaluate.batch_size = threads + 1
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in facts.items():
+            patch.setenv(name, value)
+        for stage in STEPS:
+            assert digest_of(parts(recipe, stage)) == digest_of(parts(one_source(), stage))
+
+
+@given(plain, plain)
+def test_different_values_have_different_forms(a: Any, b: Any) -> None:
+    same = json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    assert (canonical(a) == canonical(b)) == same
 
 
 def test_other_sections_site_and_ports_never_count() -> None:

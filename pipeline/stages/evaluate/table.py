@@ -10,9 +10,31 @@ NO_DATA = "no test data"
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown: every figure beside its baseline, then answers in full."""
     names = report["order"]
+    lines = [
+        f"# Evaluation on the held-out split: {', '.join(names)}",
+        "",
+        figures(report),
+        "",
+        "A model of a few million parameters learns the form of an answer, not the facts: read the answers below "
+        "as well formed and mostly wrong.",
+        "",
+        "## Answers in full",
+        "",
+    ]
+    for shown in report["answers"]:
+        lines += [f"**{shown['question']}**", "", f"- authors: {shown['authors']}"]
+        lines += [
+            f"- {name}: {' / '.join(shown['models'][name].splitlines()) or '(nothing)'}" for name in names
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def figures(report: dict[str, Any]) -> str:
+    """The figures alone, each beside its baseline, and their changes with intervals (Markdown)."""
+    names = report["order"]
     models, base = report["models"], report["baselines"]
-    lines = [f"# Evaluation on the held-out split: {', '.join(names)}", ""]
-    lines += [_row("", *names, "baseline"), _row("---", *["---:"] * len(names), "---")]
+    lines = [_row("", *names, "baseline"), _row("---", *["---:"] * len(names), "---")]
 
     def row(
         title: str, pick: Any, baseline: str, digits: int = 3, scale: float = 1.0, unit: str = ""
@@ -58,20 +80,6 @@ def markdown(report: dict[str, Any]) -> str:
     scored = ", ".join(f"{count:,} {what}" for what, count in report["scored"].items())
     left = ", ".join(f"{count:,} {what}" for what, count in report["skipped"].items() if count)
     lines += ["", f"Scored: {scored}." + (f" Longer than the context and left out: {left}." if left else "")]
-    lines += [
-        "",
-        "A model of a few million parameters learns the form of an answer, not the facts: read the answers below "
-        "as well formed and mostly wrong.",
-        "",
-        "## Answers in full",
-        "",
-    ]
-    for shown in report["answers"]:
-        lines += [f"**{shown['question']}**", "", f"- authors: {shown['authors']}"]
-        lines += [
-            f"- {name}: {' / '.join(shown['models'][name].splitlines()) or '(nothing)'}" for name in names
-        ]
-        lines.append("")
     return "\n".join(lines)
 
 

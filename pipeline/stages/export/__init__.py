@@ -3,7 +3,7 @@
 Published::
 
     bundle/                Hugging Face folder: one safetensors file, config, tokenizer with
-                           its chat template, generation defaults
+                           its chat template, generation defaults, model card
     repository/<name>/     Triton model repository around OpenVINO GenAI
     parity.json            greedy tokens of the exported model beside Hugging Face's
     export.json            what deployment needs to know: model name, identity, precision
@@ -23,13 +23,14 @@ def run(step: Step) -> None:
     Raises :class:`InputError` for a base model without weights or a chat template, and
     ``RuntimeError`` with the figures when the exported model is not the trained one.
     """
-    from pipeline.stages.export import bundle, parity, repository
+    from pipeline.stages.export import bundle, card, parity, repository
 
     settings = step.section(schema.Export)
     check_name(settings.model_name)
     started = time.monotonic()
     step.phase("bundle")
     model, tokenizer = bundle.write(step)
+    card.write(step, model, tokenizer)
     step.phase("OpenVINO conversion")
     repository.write(step, model, tokenizer)
     converted_s = time.monotonic() - started

@@ -1,14 +1,18 @@
 """Gradient descent on a line through the documents' lengths, with checkpoints.
 
 Bit-identical only if a resumed run goes on exactly where the checkpoint was: weights,
-momentum, data order and step all have to come back.
+momentum, data order and step all have to come back.  LIGHT_PACE_S slows a step down;
+LIGHT_STUBBORN makes it deaf to SIGTERM.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import struct
+import time
 
 from pipeline.schema import Train
 from pipeline.stages.step import Step, read_jsonl
@@ -31,7 +35,10 @@ def run(step: Step) -> None:
         loss = kept["loss"]
         random_state.setstate((kept["random"][0], tuple(kept["random"][1]), kept["random"][2]))
         step.message(f"went on from step {done}")
+    if os.environ.get("LIGHT_STUBBORN"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while done < STEPS:
+        time.sleep(float(os.environ.get("LIGHT_PACE_S", "0")))
         x, y = points[random_state.randrange(len(points))]
         error = weights[0] + weights[1] * x - y
         for place, gradient in enumerate((error, error * x)):

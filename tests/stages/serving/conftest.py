@@ -60,6 +60,7 @@ def run_stage(
     work.mkdir(parents=True)
     job = {
         "stage": stage,
+        "module": f"pipeline.stages.{stage}",
         "recipe": "mini",
         "identity": IDENTITY,
         "settings": sections,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from conftest import IDENTITY, PROMPTS, run_stage
+from huggingface_hub import ModelCard
 
+from pipeline.report.card import model_card
 from pipeline.stages.export import parity
 from pipeline.stages.export.bundle import generation_defaults
 from pipeline.stages.step import InputError, Step
@@ -57,7 +60,9 @@ def test_parity_prompts_come_from_wherever_there_are_some(inputs: dict[str, Path
     (data / "sft" / "test.jsonl").write_text("\n".join(questions[:3]) + "\n")
     documents = [json.dumps({"text": f"Document {place} says something. " * 9}) for place in range(10)]
     (data / "pretrain" / "test.jsonl").write_text("\n".join(documents) + "\n")
-    step = Step("export", "r", "0" * 64, {}, {"data": data}, None, tmp_path / "w", 1)
+    step = Step(
+        "export", "pipeline.stages.export", "r", "0" * 64, {}, {"data": data}, None, tmp_path / "w", 1
+    )
     found = parity.held_out(step, 12)
     assert len(found) == 12
     assert [turn["role"] for turn in found[-1]] == ["user", "assistant", "user"]
@@ -110,3 +115,45 @@ def test_end_tokens_come_from_model_and_tokenizer() -> None:
     Tokenizer.eos_token_id = None
     with pytest.raises(InputError, match="ends an answer"):
         generation_defaults({}, {}, Tokenizer())
+
+
+def test_the_model_card_has_metadata_and_nothing_that_varies(exported: Path) -> None:
+    text = (exported / "bundle" / "README.md").read_text()
+    card = ModelCard(text)
+    assert card.data.pipeline_tag == "text-generation"
+    assert "## Prompt format" in text
+    assert "<|im_start|>user" in text
+    assert "lifecycle trace" in text
+    assert not re.search(r"20\d\d-\d\d-\d\d|/tmp/|/home/", text)
+
+
+def test_the_model_card_shows_the_evaluation_and_the_data() -> None:
+    figures = {
+        "perplexity": 60.5, "answer_loss": 4.7, "answer_loss_with_end": 4.6, "wrong_question_gap": 0.3,
+        "house_style_share": 0.9, "distinct_answer_share": 0.5, "mean_answer_words": 7.0,
+        "preference": {"style": {"summed": 0.955, "normalised": 0.9}},
+    }  # fmt: skip
+    evaluation = {
+        "order": ["train"], "kinds": ["style"], "models": {"train": figures}, "changes": {},
+        "baselines": {"unigram_perplexity": 668.0, "bigram_perplexity": 66.3, "authors_house_style_share": 0.4,
+                      "shorter_answer_accuracy": {"style": 0.68}},
+        "scored": {"answers": 10}, "skipped": {}, "answers": [],
+    }  # fmt: skip
+    sizes = {"train": 5, "validation": 1, "test": 2}
+    data = {"documents": {"raw": 9, "kept": 8, "dropped": {"x": 1}}, "redacted": {}, "sizes": {"sft": sizes}}
+    said = {
+        "recipe": "r", "model_name": "assistant", "identity": "a" * 64, "parameters": 2_000_000,
+        "steps": {"train": {"identity": "b" * 64, "settings": {"train.lr": 0.1}}},
+        "evaluation": evaluation, "data": data, "weights": "int8", "chat_example": "user: hello",
+    }  # fmt: skip
+    text = model_card(**said)
+    assert text == model_card(**said)
+    results = ModelCard(text).data.eval_results
+    assert [(result.metric_type, result.metric_value) for result in results] == [
+        ("perplexity", 60.5),
+        ("loss", 4.7),
+        ("style-preference-accuracy", 0.955),
+    ]
+    assert "| document perplexity | 60.5 |" in text
+    assert "9 raw documents, 8 kept. Dropped: 1 x." in text
+    assert "expect fluent and mostly wrong sentences" in text

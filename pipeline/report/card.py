@@ -1,0 +1,151 @@
+"""The model card of an exported bundle, in Hugging Face's format.
+
+https://huggingface.co/docs/hub/model-cards.  A pure function of the record: no times, no
+machine, no paths, so that the bundle stays the same bytes whenever it is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+NAMES = {
+    "pretrain": "pre-trained from scratch",
+    "train": "fine-tuned on instruction pairs",
+    "align": "aligned by direct preference optimisation",
+}
+SMALL = 50_000_000  # parameters below which nobody should expect right answers
+
+
+def model_card(
+    *,
+    recipe: str,
+    model_name: str,
+    identity: str,
+    steps: dict[str, dict[str, Any]],
+    parameters: int,
+    evaluation: dict[str, Any] | None,
+    data: dict[str, Any] | None,
+    weights: str,
+    chat_example: str,
+) -> str:
+    """The text of the bundle's ``README.md``.
+
+    ``steps`` maps a stage to its ``identity`` and ``settings`` (flat), oldest first;
+    ``evaluation`` is the content of ``evaluation.json``, ``data`` of curation's
+    ``report.json``; ``weights`` the precision of the served copy.
+    """
+    metadata = _metadata(model_name, recipe, evaluation, list(steps))
+    sections = [
+        f"---\n{metadata}\n---\n\n# {model_name}",
+        f"A causal language model of {parameters:,} parameters, {_made(steps)}, "
+        f"made by the recipe `{recipe}`. The weights here are fp32; the served copy is {weights}.",
+        _use(parameters),
+        _prompt(chat_example),
+        _training(steps),
+    ]
+    if data:
+        sections.append(_data(data))
+    if evaluation:
+        sections.append(_evaluation(evaluation))
+    sections.append(
+        "## Lineage\n\n"
+        f"Export `{identity}`. `lifecycle trace {identity[:12]}`, or `lifecycle trace` with the address of a "
+        "running server or with any file of this folder, goes back from here to the data: settings, code and "
+        "toolchain digests, input files with digests and counts."
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def _metadata(model_name: str, recipe: str, evaluation: dict[str, Any] | None, stages: list[str]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = []
+    last = evaluation["order"][-1] if evaluation else None
+    if evaluation and last:
+        figures = evaluation["models"][last]
+        found = {
+            "perplexity": ("document perplexity", figures["perplexity"]),
+            "loss": ("answer loss, nats a token", figures["answer_loss"]),
+            **{
+                f"{kind}-preference-accuracy": (f"{kind} preference accuracy", entry["summed"])
+                for kind, entry in figures["preference"].items()
+            },
+        }
+        results = [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=recipe,
+                dataset_name=f"held-out split of {recipe}",
+                dataset_split="test",
+                metric_type=kind,
+                metric_name=name,
+                metric_value=round(value, 4),
+            )
+            for kind, (name, value) in found.items()
+            if value is not None
+        ]
+    card = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["nemo-lifecycle", *stages],
+        model_name=model_name,
+        eval_results=results or None,
+    )
+    return str(card.to_yaml()).strip()
+
+
+def _made(steps: dict[str, Any]) -> str:
+    done = [NAMES[stage] for stage in steps if stage in NAMES]
+    return ", ".join(done) if done else "as it was given"
+
+
+def _use(parameters: int) -> str:
+    text = "## Use and limits\n\nFor trying out and testing the chain that made it."
+    if parameters < SMALL:
+        text += (
+            " A model this small has learned the form of an answer, not the facts: expect fluent and mostly wrong "
+            "sentences. Do not rely on anything it says."
+        )
+    return text + (
+        " It was trained on the data named below and on nothing else; it was not examined for bias, harmful output "
+        "or memorised personal data beyond what the redaction below counts."
+    )
+
+
+def _prompt(chat_example: str) -> str:
+    return (
+        "## Prompt format\n\nThe chat template of the tokenizer renders one question as:\n\n"
+        f"```\n{chat_example}\n```"
+    )
+
+
+def _training(steps: dict[str, dict[str, Any]]) -> str:
+    lines = ["## Training", "", "| stage | identity | settings |", "| --- | --- | --- |"]
+    for stage, step in steps.items():
+        settings = ", ".join(f"{key.partition('.')[2]}={value}" for key, value in step["settings"].items())
+        lines.append(f"| {stage} | `{step['identity'][:12]}` | {settings} |")
+    return "\n".join(lines)
+
+
+def _data(data: dict[str, Any]) -> str:
+    documents = data["documents"]
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in documents["dropped"].items() if count)
+    redacted = ", ".join(f"{count:,} {kind}" for kind, count in data["redacted"].items() if count)
+    lines = [
+        "## Training data",
+        "",
+        f"{documents['raw']:,} raw documents, {documents['kept']:,} kept. Dropped: {dropped or 'none'}. "
+        f"Redacted: {redacted or 'nothing'}.",
+        "",
+        "| data set | train | validation | test |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, sizes in data["sizes"].items():
+        lines.append(f"| {name} | {sizes['train']:,} | {sizes['validation']:,} | {sizes['test']:,} |")
+    return "\n".join(lines)
+
+
+def _evaluation(evaluation: dict[str, Any]) -> str:
+    from pipeline.stages.evaluate.table import figures
+
+    return "## Evaluation\n\n" + figures(evaluation).replace("\n## ", "\n### ")
