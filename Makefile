@@ -2,7 +2,9 @@
 #
 #   make run                                   the whole chain of recipes/llama-tiny.yaml
 #   make train RECIPE=llama-tiny SET="train.peft=lora"
-#   make test                                  lint, unit tests, stage tests, one end-to-end run
+#   make plan | status | report | verify        RECIPE=...   what would run; what is; one HTML page; rot
+#   make explain KEY=train.lr   make diff A=... B=...   make trace TARGET=127.0.0.1:8000   make gc
+#   make test                                  lint, unit tests, faults, stage tests, one end-to-end run
 #
 # The environments are made from configs/toolchains/*.lock on first use, and never again
 # while the locks stay as they are.
@@ -11,6 +13,8 @@ RECIPE ?= llama-tiny
 SITE   ?= local
 SET    ?=
 KEY    ?=# for explain: one setting, e.g. KEY=train.lr
+TARGET ?= $(RECIPE)# for trace: an address, a recipe, an artifact, a file
+OPTIONS ?=# any option of the verb, e.g. OPTIONS=--strict (lifecycle VERB --help has them)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENVS  := $(or $(LIFECYCLE_VENVS),.venvs)
 
@@ -21,13 +25,18 @@ CONTROLLER := $(VENVS)/controller/$(STAMP)
 CORE       := $(VENVS)/core/$(STAMP)
 SERVING    := $(VENVS)/serving/$(STAMP)
 DEV        := $(VENVS)/dev/$(STAMP)
-LIFECYCLE   = $(VENVS)/controller/bin/python -m pipeline $(1) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
+BENCH      := $(VENVS)/bench/$(STAMP)
+BARE        = $(VENVS)/controller/bin/python -m pipeline $(1) $(OPTIONS)
+LIFECYCLE   = $(BARE) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
+VERBS  := plan status explain report verify chat stop
 
-.PHONY: help run $(STAGES) plan status explain chat stop env clean-env test lint test-unit test-stages test-e2e test-full locks
+.PHONY: help run $(STAGES) $(VERBS) diff trace gc env clean-env test lint test-unit test-faults-short \
+	test-faults test-stages test-e2e test-full bench-controller locks
 
 help:
-	@sed -n '2,9s/^# \{0,1\}//p' Makefile
-	@echo "verbs: run $(STAGES) plan status explain chat stop test lint env clean-env"
+	@sed -n '2,11s/^# \{0,1\}//p' Makefile
+	@echo "verbs: run $(STAGES) $(VERBS) diff trace gc"
+	@echo "and: test test-faults test-full lint env clean-env bench-controller"
 
 run: $(CONTROLLER) $(CORE) $(SERVING)
 	@$(call LIFECYCLE,run)
@@ -38,8 +47,17 @@ curate pretrain train align evaluate: $(CONTROLLER) $(CORE)
 deploy export: $(CONTROLLER) $(CORE) $(SERVING)
 	@$(call LIFECYCLE,$@)
 
-plan status explain chat stop: $(CONTROLLER)
+$(VERBS): $(CONTROLLER)
 	@$(call LIFECYCLE,$@)
+
+diff: $(CONTROLLER)
+	@$(call BARE,diff) $(A) $(B)
+
+trace: $(CONTROLLER)
+	@$(call BARE,trace) $(TARGET)
+
+gc: $(CONTROLLER)
+	@$(call BARE,gc)
 
 # ---------------------------------------------------------------------- environments
 
@@ -53,23 +71,31 @@ env-%: $(VENVS)/%/$(STAMP)
 	@:
 
 clean-env:
-	rm -rf $(addprefix $(VENVS)/,controller core serving dev)
+	rm -rf $(addprefix $(VENVS)/,controller core serving dev bench)
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:
-	@$(PYTHON) -m pipeline.toolchains lock controller core serving dev
+	@$(PYTHON) -m pipeline.toolchains lock controller core serving dev bench
 
 # ----------------------------------------------------------------------------- tests
 
-test: lint test-unit test-stages test-e2e
+test: lint test-unit test-faults-short test-stages test-e2e
 
 lint: $(DEV)
-	@$(VENVS)/dev/bin/python -m ruff check pipeline tests
-	@$(VENVS)/dev/bin/python -m ruff format --check pipeline tests
+	@$(VENVS)/dev/bin/python -m ruff check pipeline tests benchmarks
+	@$(VENVS)/dev/bin/python -m ruff format --check pipeline tests benchmarks
 	@$(VENVS)/dev/bin/python -m mypy
 
 test-unit: $(DEV)
 	$(VENVS)/dev/bin/python -m pytest tests/unit
+
+# Kills, full disks, races, pauses, rot: a sample of the places where they can happen ...
+test-faults-short: $(DEV) $(CONTROLLER)
+	$(VENVS)/dev/bin/python -m pytest tests/faults
+
+# ... and every place, with two hundred kills of real training besides; over an hour.
+test-faults: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
+	FAULTS=full $(VENVS)/dev/bin/python -m pytest tests/faults
 
 test-stages: $(CORE) $(SERVING)
 	$(VENVS)/core/bin/python -m pytest tests/stages/core
@@ -81,3 +107,9 @@ test-e2e: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
 # The long suite: the full recipe, its targets, and a kill in the middle.
 test-full: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
 	$(VENVS)/dev/bin/python -m pytest tests/e2e -m full
+
+# ------------------------------------------------------------------------ benchmarks
+
+# The controller beside DVC and Snakemake; writes its table into benchmarks/README.md.
+bench-controller: $(CONTROLLER) $(CORE) $(SERVING) $(BENCH)
+	$(VENVS)/controller/bin/python -m benchmarks.controller --write

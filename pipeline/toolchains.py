@@ -24,8 +24,8 @@ from pathlib import Path
 from pipeline.errors import LifecycleError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("controller", "core", "serving", "dev")
-NEEDS_GB = {"controller": 0.2, "core": 6.0, "serving": 6.0, "dev": 0.5}
+NAMES = ("controller", "core", "serving", "dev", "bench")
+NEEDS_GB = {"controller": 0.2, "core": 6.0, "serving": 6.0, "dev": 0.5, "bench": 0.5}
 STAMP = ".lock-digest"
 LOCK_HEADER = "# Written by `make locks`; every package that the environment holds, transitive ones included."
 WITHOUT_DEPENDENCIES = "# without dependencies"

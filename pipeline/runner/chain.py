@@ -100,7 +100,7 @@ class Chain:
         artifact = self._published(step, parts)
         if step.stage.live:
             if artifact is None:
-                return Planned(step, "run", self._why(step, parts), parts, identity)
+                return Planned(step, "run", self.why(step, parts), parts, identity)
             served = str(artifact.manifest["parents"]["export"]["identity"])
             fault = deployment_fault(self.store.server_record(), self.loaded.settings.deploy, served)
             if fault:
@@ -118,7 +118,7 @@ class Chain:
             left = can_go_on(interrupted)
             if left:
                 return Planned(step, "resume", left, parts, identity)
-        return Planned(step, "run", self._why(step, parts), parts, identity)
+        return Planned(step, "run", self.why(step, parts), parts, identity)
 
     def _published(self, step: graph.Step, parts: dict[str, Any]) -> Artifact | None:
         """The whole artifact that stands for these parts; the recipe's latest before any other.
@@ -161,7 +161,7 @@ class Chain:
             found |= inputs.base_model(Path(recipe.model.base), self.memory)
         return found
 
-    def _why(self, step: graph.Step, parts: dict[str, Any]) -> str:
+    def why(self, step: graph.Step, parts: dict[str, Any]) -> str:
         """Why a step has to run, field by field."""
         place = self.store.place(step.name, digest_of(parts))
         if place.exists():

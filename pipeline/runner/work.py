@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import graph
 from pipeline.errors import Damaged, LifecycleError, UserError
 from pipeline.runner import gate
-from pipeline.runner.attempt import curves, note_attempt, read_attempts, take_up
+from pipeline.runner.attempt import can_go_on, curves, note_attempt, read_attempts, take_up
 from pipeline.runner.display import Display
 from pipeline.runner.execute import Outcome, execute
 from pipeline.runner.identity import digest_of
@@ -47,9 +47,11 @@ def run_step(
     if step.stage.live:
         # Every start of a server is an artifact of its own; nothing of a start resumes.
         identity = digest_of({**parts, "started": str(time.time_ns())})
+    # Known only now that nobody else is at work on it.
+    why = planned.why if step.stage.live else can_go_on(held.folder) or chain.why(step, parts)
     take_up(held.folder, made_by, chain.strict, store.quarantine, lambda text: display.note(step.name, text))
     note_attempt(held.folder, made_by)
-    display.start(step.name, planned.why)
+    display.start(step.name, why)
     started = time.time()
     try:
         outcome = execute(

@@ -20,8 +20,10 @@ from pipeline.stages import house_style
 from pipeline.stages.curate import tokens
 from pipeline.stages.curate.duplicates import clusters, signatures
 from pipeline.stages.curate.redact import redact
+from pipeline.stages.curate.sources import SHARD
 from pipeline.stages.curate.styles import WAYS, mend, spoil
 from pipeline.stages.curate.summaries import parameters, summary
+from pipeline.stages.seals import keep_sound
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -94,6 +96,31 @@ def test_kill_and_rerun_gives_the_same_bytes(tmp_path: Path, curated: Path) -> N
 
 def words(count: int, seed: int) -> str:
     return " ".join(random.Random(seed).choices([f"w{i}" for i in range(3000)], k=count))
+
+
+def test_only_unfinished_shards_are_made_again(tmp_path: Path, run_stage: Callable[..., Path]) -> None:
+    path = tmp_path / "docs.jsonl"
+    with open(path, "w") as handle:
+        for number in range(3 * SHARD - 100):
+            handle.write(json.dumps({"text": words(30, number), "title": f"document {number}"}) + "\n")
+    settings = {"sources": [schema.Source(kind="jsonl", path=str(path))], "workers": 1}
+    whole = run_stage("curate", tmp_path / "whole", curate=settings)
+    job = write_job("curate", tmp_path / "w", curate=settings)
+    process = start(job)
+    while (
+        not (tmp_path / "w" / "seals.jsonl").exists()
+        or "clean/00000" not in (tmp_path / "w" / "seals.jsonl").read_text()
+    ):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {file: file.stat().st_ino for file in (tmp_path / "w" / "state").glob("clean/0000?/*")}
+    assert 1 <= len(finished) // 2 < 3
+    assert keep_sound(tmp_path / "w", pytest.fail) == []
+    assert start(job).wait(timeout=200) == 0
+    assert {file: file.stat().st_ino for file in finished} == finished
+    assert tree(tmp_path / "w" / "output") == tree(whole / "output")
 
 
 @pytest.mark.parametrize(("edits", "duplicate"), [(0, True), (2, True), (60, False)])

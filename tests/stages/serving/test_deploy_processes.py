@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import port_settings, run_stage
+from conftest import IDENTITY, port_settings, run_stage
 
+from pipeline.record.trace import served_models
 from pipeline.serving import processes, server
 
 
@@ -83,6 +84,26 @@ def test_a_killed_server_is_replaced(deployment: Deployment) -> None:
     assert status == 0, told
     assert "gone" in told
     assert server.probe(deployment.record(), 10).ok
+
+
+def test_a_server_that_an_interrupted_start_left_is_replaced(deployment: Deployment) -> None:
+    assert deployment.run()[0] == 0
+    stray = deployment.record()
+    deployment.path.unlink()  # as if the start had been killed before it wrote the record
+    status, told = deployment.run()
+    assert status == 0, told
+    assert f"stopped a server that an interrupted start had left (process {stray.pid})" in told
+    assert not server.is_running(stray)
+    assert server.probe(deployment.record(), 10).ok
+
+
+def test_the_server_says_what_it_serves(deployed: server.ServerRecord) -> None:
+    (served,) = served_models(deployed.address)
+    assert served == {
+        "model": deployed.model_name,
+        "identity": IDENTITY,
+        "server": f"lifecycle-{IDENTITY}",
+    }
 
 
 def test_a_dead_model_process_is_seen_by_the_probe(deployment: Deployment) -> None:
