@@ -47,6 +47,15 @@ class Lifecycle:
         assert process.returncode == code, output
         return output
 
+    def record(self, verb: str, *words: str) -> str:
+        """A verb that reads the record of all recipes: trace, diff, gc."""
+        command = [str(Toolchain("controller").python), "-m", "pipeline", verb, *words]
+        done = subprocess.run(
+            [*command, "--runs", str(self.runs)], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
     def latest(self, stage: str, recipe: str = "llama-mini") -> Path:
         return (self.runs / recipe / stage / "latest").resolve()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import Lifecycle, free_ports
 
-from pipeline.runner.store import file_table, output_digest
+from pipeline.runner.store import damage, file_table, output_digest
 from pipeline.serving.server import ServerRecord, is_running
 from pipeline.toolchains import Toolchain
 
@@ -85,6 +85,89 @@ def test_one_setting_of_align_reruns_align_and_what_follows(chain: Lifecycle) ->
     assert "evaluate, export, deploy follow" in output
 
 
+def test_trace_goes_from_the_running_server_to_the_data(chain: Lifecycle) -> None:
+    port = re.findall(r"http_port=(\d+)", chain.ports)[0]
+    found = json.loads(chain.record("trace", f"127.0.0.1:{port}", "--json"))
+    assert found["served"][0]["identity"] == manifest(chain, "export")["identity"]
+    assert [step["stage"] for step in found["steps"]] == [
+        "deploy", "export", "evaluate", "align", "train", "pretrain", "curate",
+    ]  # fmt: skip
+    data = found["steps"][-1]["inputs"]["sources.0/networkx"]
+    assert data["records"] == manifest(chain, "curate")["metrics"]["documents"]["raw"] > 1000
+    assert len(data["digest"]) == 64
+    for step in found["steps"]:
+        assert len(step["made_by"]["code"]["source_digest"]) == 64
+        assert len(step["made_by"]["toolchain"]["lock_digest"]) == 64
+    assert "serves assistant" in chain.record("trace", f"127.0.0.1:{port}")
+
+
+def test_the_report_is_one_page_with_curves_and_lineage(chain: Lifecycle) -> None:
+    page = Path(chain("report").strip()).read_text()
+    assert page.count("<polyline") >= 3
+    assert "1,911 raw documents" in page or "raw documents =" in page
+    assert "The gate before export was open." in page
+    for stage in ("curate", "deploy"):
+        assert manifest(chain, stage)["identity"] in page
+
+
+def test_the_bundle_carries_its_model_card(chain: Lifecycle) -> None:
+    card = (chain.latest("export") / "bundle" / "README.md").read_text()
+    assert "| document perplexity |" in card
+    assert manifest(chain, "align")["identity"][:12] in card
+    assert str(chain.runs) not in card
+
+
+def test_nothing_has_rotted_and_all_of_it_is_needed(chain: Lifecycle) -> None:
+    assert "all of them as they were published" in chain("verify")
+    assert "everything is needed" in chain.record("gc")
+    plan = [line.split()[1] for line in chain("plan", "--strict", "--verify").splitlines()[:7]]
+    assert plan == ["done"] * 7
+
+
+def test_looking_writes_nothing(chain: Lifecycle) -> None:
+    def seen() -> dict[Path, tuple[int, int]]:
+        kept = (path for path in chain.runs.rglob("*") if "server" not in path.parts)
+        return {path: (path.lstat().st_mtime_ns, path.lstat().st_size) for path in kept}
+
+    before = seen()
+    chain("plan", settings="align.beta=0.31")
+    chain("status")
+    chain("verify")
+    chain.record("diff", "llama-mini", "llama-mini")
+    chain.record("trace", "llama-mini")
+    assert seen() == before
+
+
+def test_a_flipped_bit_in_any_file_of_the_real_chain_is_found(chain: Lifecycle, tmp_path: Path) -> None:
+    other = chain.copy(tmp_path, ("curate", "pretrain", "train", "align", "evaluate", "export"))
+    flipped = 0
+    for stage in ("curate", "pretrain", "train", "align", "evaluate", "export"):
+        folder = other.latest(stage)
+        for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
+            content = file.read_bytes()
+            place = len(content) * 7 // 11
+            file.chmod(0o644)
+            file.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            assert file.name in damage(folder, deep=True)[0]
+            file.write_bytes(content)
+            flipped += 1
+        assert not damage(folder, deep=True)
+    assert flipped > 40
+    data = other.latest("curate") / "sft" / "train.jsonl"
+    data.write_bytes(data.read_bytes().replace(b"e", b"f", 1))
+    said = other("train", settings="train.seed=7", code=1)
+    assert "which is not what curate published" in said
+    assert "sft/train.jsonl is not what was published (its bytes changed)" in said
+    assert "moved to" in other("verify", "--quarantine", code=1)
+
+
+def test_plan_says_what_a_closed_gate_blocks(chain: Lifecycle) -> None:
+    lines = chain("plan", settings="gate.min_style_accuracy_rise=0.99").splitlines()
+    assert [line.split()[1] for line in lines[5:7]] == ["blocked", "blocked"]
+    assert "the gate is closed: style preference accuracy change" in lines[5]
+    assert "rests on export" in lines[6]
+
+
 def test_lora_trains_aligns_and_resolves_to_one_model(chain: Lifecycle, tmp_path: Path) -> None:
     lora = "train.peft=lora align.peft=lora train.max_steps=6 align.max_steps=4"
     lifecycle = chain.copy(tmp_path, ("curate", "pretrain"))
@@ -127,15 +210,18 @@ def test_interrupting_the_controller_ends_the_step_and_says_how_to_go_on(
     chain: Lifecycle, tmp_path: Path
 ) -> None:
     lifecycle = chain.copy(tmp_path, ("curate",))
-    process = lifecycle.start("pretrain")
+    longer = "pretrain.max_steps=600"  # there is time to look at it
+    process = lifecycle.start("pretrain", settings=longer)
     lifecycle.wait_for_checkpoint("pretrain", process)
+    assert re.search(rf"pretrain is at work: process {process.pid} on .* steps", lifecycle("status"))
+    assert f"is being run by process {process.pid}" in lifecycle("pretrain", settings=longer, code=1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "goes on from where it was" in output
     job = next((lifecycle.runs / "llama-mini" / "pretrain" / ".work").glob("*/job.json"))
     assert subprocess.run(["pgrep", "-f", str(job)], capture_output=True, check=False).returncode == 1
-    assert "resume" in lifecycle("plan")
+    assert "resume" in lifecycle("plan", settings=longer)
 
 
 def test_the_gate_stops_the_chain_and_an_override_is_recorded(chain: Lifecycle, tmp_path: Path) -> None:

@@ -110,6 +110,15 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         if is_train:
             (loss * self._get_dp_group_size(include_cp=True)).backward()
 
+    def load_checkpoint(self, restore_from: str | None = None) -> None:
+        """Go on from the latest checkpoint, asked for by name.
+
+        One that AutoModel finds by itself it takes for another run's when the model's path
+        differs, as it does after the work folder moved to the next epoch.  That it is this
+        run's is known: the folder belongs to the step's identity.
+        """
+        super().load_checkpoint(restore_from or "LATEST")
+
     def save_checkpoint(self, *arguments: Any, **named: Any) -> None:
         """AutoModel's checkpoint, sealed once it is complete: only sealed ones are gone on from."""
         super().save_checkpoint(*arguments, **named)
