@@ -64,8 +64,9 @@ def status(options: Namespace) -> int:
     for stage in STAGES:
         for work in attempts(chain.store.stage_folder(stage.name)):
             if live_holder(work):
-                far = Progress.of(work).words or "starting"
-                print(f"\n{stage.name} is at work: {holder_of(work)}; {far}")
+                far = Progress.of(work)
+                words = ", ".join(part for part in (far.words, far.left) if part) or "starting"
+                print(f"\n{stage.name} is at work: {holder_of(work)}; {words}")
     return 0
 
 

@@ -27,7 +27,7 @@ class Progress:
     """How far a step at work, or interrupted, has come; empty where it has said nothing."""
 
     words: str = ""
-    seconds_left: float | None = None
+    left: str = ""
 
     @classmethod
     def of(cls, work: Path) -> Progress:
@@ -43,9 +43,7 @@ class Progress:
         if rate.total:
             words.append(f"{count(rate.done)}/{count(rate.total)} {unit}")
         left = rate.seconds_left() if rate.done < rate.total else None
-        if left is not None:
-            words.append(f"{duration(left)} left")
-        return cls(", ".join(words), left)
+        return cls(", ".join(words), "" if left is None else f"{duration(left)} left")
 
 
 def read_attempts(work: Path) -> list[dict[str, Any]]:
@@ -74,9 +72,7 @@ def can_go_on(work: Path) -> str | None:
     attempts = read_attempts(work)
     when = f" of {attempts[-1]['started']}" if attempts else ""
     far = Progress.of(work).words
-    return (
-        f"the interrupted attempt{when} goes on ({far})" if far else f"the interrupted attempt{when} goes on"
-    )
+    return f"the interrupted attempt{when} goes on" + (f"; it had come to {far}" if far else "")
 
 
 def take_up(

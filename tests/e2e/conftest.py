@@ -87,12 +87,13 @@ class Lifecycle:
     def wait_for_checkpoint(
         self, stage: str, process: subprocess.Popen[str], recipe: str = "llama-mini"
     ) -> None:
-        """Wait until a training stage at work has a complete checkpoint."""
+        """Wait until a training stage at work has a sealed checkpoint."""
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()[0]
-            if list((self.runs / recipe / stage / ".work").glob("*/state/checkpoints/LATEST")):
-                return
+            for seals in (self.runs / recipe / stage / ".work").glob("*/seals.jsonl"):
+                if '"state/checkpoints/' in seals.read_text():
+                    return
             time.sleep(0.02)
         raise AssertionError(f"{stage} wrote no checkpoint")
 
