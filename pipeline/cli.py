@@ -47,6 +47,8 @@ def guarded(call: Callable[[argparse.Namespace], int], options: argparse.Namespa
     # Also where a shell started this in the background and SIGINT is ignored.
     signal.signal(signal.SIGINT, _as_interrupt)
     signal.signal(signal.SIGTERM, _as_interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup asked to be left alone
+        signal.signal(signal.SIGHUP, _as_interrupt)
     try:
         return call(options)
     except LifecycleError as error:

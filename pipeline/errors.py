@@ -40,7 +40,7 @@ class GateClosed(LifecycleError):
 
 
 class Interrupted(LifecycleError):
-    """Ctrl-C or SIGTERM reached the controller; exit status 130 or 143."""
+    """Ctrl-C, SIGTERM or SIGHUP reached the controller; exit status 130, 143 or 129."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -241,7 +241,7 @@ class Chain:
         ) as held:
             again = self._look_up(step, planned.parts or {})
             if again.state == "done":  # another controller finished it while this one waited
-                shutil.rmtree(held.folder)
+                shutil.rmtree(held.folder, ignore_errors=True)
                 return self._skip(again, display)
             artifact, headline = run_step(self, planned, artifacts, verdict, held, display)
         return Planned(step, "ran", headline, planned.parts, artifact.identity, artifact)

@@ -15,6 +15,7 @@ of every file and one of itself.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -118,9 +119,11 @@ class Store:
             held.require()
             raise
         sync_path(target.parent)
-        sync_path(held.folder)
         self.point_latest(stage, identity)
-        self.keep_record(held.folder, target.name)
+        # It is published; who took the rest of the folder over meanwhile clears it away.
+        with contextlib.suppress(FileNotFoundError):
+            sync_path(held.folder)
+            self.keep_record(held.folder, target.name)
         artifact = read_artifact(target)
         assert artifact is not None
         return artifact
