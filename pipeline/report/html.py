@@ -67,6 +67,7 @@ def render(manifests: list[Manifest], defaults: dict[str, Any]) -> str:
         curation=_curation(by_stage.get("curate"), Markup),
         evaluation=_evaluation(by_stage.get("evaluate")),
         gate=by_stage.get("export", {}).get("gate"),
+        stale=_stale(by_stage),
         warnings=[(m["stage"], text) for m in manifests for text in m.get("warnings", ())],
         inputs=[(m["stage"], role, each) for m in manifests for role, each in m.get("inputs", {}).items()],
     )
@@ -87,6 +88,17 @@ def size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count} bytes"
+
+
+def _stale(by_stage: dict[str, Manifest]) -> list[tuple[str, str]]:
+    """(stage, parent) pairs where the stage was made from another output than the parent's latest."""
+    return [
+        (stage, str(parent["stage"]))
+        for stage, manifest in by_stage.items()
+        for parent in manifest["parents"].values()
+        if parent["stage"] in by_stage
+        and parent.get("output_digest") != by_stage[parent["stage"]]["output_digest"]
+    ]
 
 
 def _machine(manifest: Manifest) -> str:

@@ -25,7 +25,9 @@ def at_work(light: Light, **environment: str) -> subprocess.Popen[str]:
     return controller
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_an_interrupt_stops_the_step_and_says_how_to_go_on(
     number: signal.Signals, status: int, light: Light, whole: dict[str, Any]
 ) -> None:

@@ -59,7 +59,7 @@ CURATE = manifest(
 )
 ALIGN = manifest(
     "align",
-    parents={"data": {"stage": "curate", "identity": "c" * 64}},
+    parents={"data": {"stage": "curate", "identity": "c" * 64, "output_digest": "d" * 64}},
     curves={"loss": [[1, 4.0], [2, 3.5], [3, float("nan")]], "validation_margin": [[2, 0.25]]},
     attempts=[{}, {}],
 )
@@ -127,6 +127,12 @@ def test_an_overridden_gate_cannot_be_missed() -> None:
     assert "closed and overridden" in page
     assert "Reason given: we know" in page
     assert "too bad" in page
+
+
+def test_a_stage_made_from_an_earlier_parent_is_pointed_out() -> None:
+    words = "was made from an earlier curate"
+    assert words not in render([CURATE, ALIGN], {})
+    assert words in render([{**CURATE, "output_digest": "e" * 64}, ALIGN], {})
 
 
 @pytest.mark.parametrize("stages", [["curate"], ["train"], ["deploy"], ["curate", "export"]])
