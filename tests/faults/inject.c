@@ -14,6 +14,8 @@
  *   ENOSPC, EROFS, EIO  the operation fails with this; ENOSPC and EROFS stay (a full or a
  *           read-only disk stays so), EIO happens once
  * FAULT_FIRED names a file that is made when the fault was injected.
+ * FAULT_MACHINE=file makes the process believe that it is on a machine of its own, which shares
+ * nothing but the disk: the file holds the boot id it sees, and the disk knows no locks.
  * FAULT_CLOCK=seconds makes the wall clock jump by that much at every third look.
  */
 #define _GNU_SOURCE
@@ -158,15 +160,27 @@ static int opening(int folder, const char *path, int flags) {
     return by_path(changes ? "open-to-write" : "open", folder, path, changes);
 }
 
+static const char *disguised(const char *path) {
+    const char *machine = getenv("FAULT_MACHINE");
+    return machine && !strcmp(path, "/proc/sys/kernel/random/boot_id") ? machine : path;
+}
+
+int flock(int descriptor, int operation) {
+    if (getenv("FAULT_MACHINE")) { errno = ENOLCK; return -1; }
+    return ((int (*)(int, int))next("flock"))(descriptor, operation);
+}
+
 #define OPEN(name)                                                              \
     int name(const char *path, int flags, ...) {                                \
         va_list rest; va_start(rest, flags); mode_t mode = va_arg(rest, mode_t); va_end(rest); \
+        path = disguised(path);                                                 \
         if (opening(AT_FDCWD, path, flags) == FAIL) return -1;                  \
         return ((int (*)(const char *, int, ...))next(#name))(path, flags, mode); \
     }
 #define OPENAT(name)                                                            \
     int name(int folder, const char *path, int flags, ...) {                    \
         va_list rest; va_start(rest, flags); mode_t mode = va_arg(rest, mode_t); va_end(rest); \
+        path = disguised(path);                                                 \
         if (opening(folder, path, flags) == FAIL) return -1;                    \
         return ((int (*)(int, const char *, int, ...))next(#name))(folder, path, flags, mode); \
     }

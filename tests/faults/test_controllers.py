@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from pipeline.serving import processes
 from tests.faults.conftest import FULL
-from tests.faults.harness import TALLY, TRACEBACK, Light, Reader, operations, wait_gone
+from tests.faults.harness import TALLY, TRACEBACK, Light, Reader, kill_all, operations, wait_gone
 
 ROUNDS = 20 if FULL else 2
 PAUSE_EVERY = 1 if FULL else 8
@@ -127,6 +128,85 @@ def wait_stopped(process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.005)
     raise AssertionError("the process never stopped")
+
+
+def machine(place: Path, shim: Path, number: int) -> dict[str, str]:
+    """The environment of a process on a machine of its own; only the disk is shared."""
+    boot = place / f"machine-{number}"
+    boot.write_text(f"0000-{number}\n")
+    return {"LD_PRELOAD": str(shim), "FAULT_MACHINE": str(boot)}
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_machines_that_share_a_disk_and_race_run_every_step_once(
+    count: int, place: Path, documents: Path, whole: dict[str, Any], shim: Path
+) -> None:
+    for _ in range(ROUNDS):
+        light = Light(Path(tempfile.mkdtemp(dir=place)), documents)
+        reader = Reader(light.runs)
+        with TALLY.fault(f"race of {count} machines that share a disk"):
+            reader.start()
+            racers = [
+                light.start("--wait", "--lease=3", **machine(place, shim, number)) for number in range(count)
+            ]
+            said = [racer.communicate(timeout=120)[0] for racer in racers]
+            reader.stop()
+            assert [racer.returncode for racer in racers] == [0] * count, said
+            assert light.published() == whole
+            assert attempts(light) == {"curate": 1, "train": 1, "export": 1}
+            assert not light.quarantined()
+            assert not reader.faults
+        shutil.rmtree(light.runs)
+
+
+def test_a_machine_that_dies_is_taken_over_by_another(
+    light: Light, place: Path, whole: dict[str, Any], shim: Path
+) -> None:
+    with TALLY.fault("machine that dies, taken over by another"):
+        first = light.start("--lease=0.6", LIGHT_PACE_S="0.05", **machine(place, shim, 1))
+        wait_for_checkpoint(light)
+        second = light.start("--lease=0.6", **machine(place, shim, 2))
+        said, _ = second.communicate(timeout=60)
+        assert second.returncode == 1, said  # its heart beats
+        assert f"is being run by process {first.pid}" in said
+        kill_all(light)
+        first.communicate()
+        status, output = light("--lease=0.6", **machine(place, shim, 2))
+        assert status == 0, output
+        assert "waiting up to 0.6 s for a sign of life" in output
+        assert "went on from step" in output
+        light.must_end_as(whole)
+
+
+def test_a_machine_that_hangs_and_comes_back_is_fenced_off(
+    light: Light, place: Path, whole: dict[str, Any], shim: Path
+) -> None:
+    with TALLY.fault("machine that hangs, taken over, comes back"):
+        first = light.start("--lease=0.6", LIGHT_PACE_S="0.05", **machine(place, shim, 1))
+        wait_for_checkpoint(light)
+        hung = light.processes()
+        assert len(hung) == 2  # the controller and its step
+        for process in hung:
+            os.kill(process.pid, signal.SIGSTOP)
+        status, output = light("--lease=0.6", **machine(place, shim, 2))
+        assert status == 0, output
+        assert light.published() == whole
+        for process in hung:
+            with contextlib.suppress(ProcessLookupError):  # the controller ends its step at once
+                os.kill(process.pid, signal.SIGCONT)
+        said, _ = first.communicate(timeout=60)
+        assert first.returncode == 1, said
+        assert "another controller took train over" in said
+        wait_gone(light)
+        light.must_end_as(whole)
+        assert not light.quarantined()
+
+
+def wait_for_checkpoint(light: Light) -> None:
+    deadline = time.monotonic() + 30
+    while not list((light.runs / "light" / "train" / ".work").glob("*/state/checkpoints/step_008")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("seconds", [90_000, -90_000, 2_000_000_000])

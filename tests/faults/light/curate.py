@@ -1,8 +1,10 @@
-"""Documents in upper case, shard by shard."""
+"""Documents in upper case, shard by shard; LIGHT_CURATE_S delays it."""
 
 from __future__ import annotations
 
 import json
+import os
+import time
 
 from pipeline.schema import Curate
 from pipeline.stages.step import Step, read_jsonl, write_jsonl
@@ -16,6 +18,7 @@ def run(step: Step) -> None:
     with open(str(source.path), encoding="utf-8") as handle:
         documents = [json.loads(line) for line in handle]
     shards = [documents[start : start + SHARD] for start in range(0, len(documents), SHARD)]
+    time.sleep(float(os.environ.get("LIGHT_CURATE_S", "0")))
     for number, shard in enumerate(shards):
         folder = step.state / "shards" / f"{number:03d}"
         if not folder.exists():
