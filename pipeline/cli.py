@@ -34,6 +34,15 @@ EXAMPLES = """examples:
   lifecycle stop llama-tiny                  stop its server
 """
 FULL = (errno.ENOSPC, errno.EDQUOT)
+UNUSABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,9 +85,9 @@ def _disk_trouble(error: OSError) -> tuple[str, int]:
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in FULL:
         return f"the disk is full{where}; nothing was lost: free some space and run the same command again", 2
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in UNUSABLE:
         return (
-            f"this place cannot be written{where}: {error.strerror}; mend its rights, or keep the runs elsewhere "
+            f"this place cannot be used{where}: {error.strerror}; mend that, or keep the runs elsewhere "
             "(--runs FOLDER, or LIFECYCLE_RUNS)"
         ), 2
     return (

@@ -184,13 +184,21 @@ class Store:
 
 
 def read_artifact(path: Path) -> Artifact | None:
-    """The artifact in a folder, or None where there is no manifest that matches its own digest."""
+    """The artifact in a folder, or None where there is no manifest that matches its own digest.
+
+    Raises ``OSError`` for one that is there and cannot be read: that is not absence, and
+    must not lead to a new one being made in its place.
+    """
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        return None
+    try:
+        manifest = json.loads(text)
         stated = manifest.pop("manifest_digest")
         if stated != manifest_digest(manifest):
             return None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return None
     return Artifact(path, manifest)
 
@@ -201,7 +209,10 @@ def damage(path: Path, deep: bool = False) -> list[str]:
     At a glance: the manifest against its own digest, every file's presence and size.
     ``deep`` reads every byte and finds files that do not belong.
     """
-    artifact = read_artifact(path)
+    try:
+        artifact = read_artifact(path)
+    except OSError as error:
+        return [f"{MANIFEST} cannot be read: {error.strerror}"]
     if artifact is None:
         missing = not (path / MANIFEST).exists()
         return [f"{MANIFEST} is missing" if missing else f"{MANIFEST} is not what was published"]

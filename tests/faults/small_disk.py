@@ -25,7 +25,7 @@ def main(folder: Path, documents: Path, sizes: list[int]) -> list[dict[str, Any]
         subprocess.run(["umount", str(folder)], check=True)
     _mount(folder, "size=16m")
     _mount(folder, "remount,ro")
-    trials.append(_trial(folder, documents, "read-only disk", "cannot be written"))
+    trials.append(_trial(folder, documents, "read-only disk", "cannot be used"))
     subprocess.run(["umount", str(folder)], check=True)
     return trials
 

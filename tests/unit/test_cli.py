@@ -76,4 +76,4 @@ def test_the_controller_starts_quickly() -> None:
             [sys.executable, "-m", "pipeline", "--version"], cwd=ROOT, check=True, capture_output=True
         )
         took.append(time.monotonic() - began)
-    assert min(took) < 1.0  # about 0.3 s on a quiet machine
+    assert min(took) < 2.0  # 0.1 s on a quiet machine; benchmarks/controller.py measures it

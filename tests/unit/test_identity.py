@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import graph, schema
@@ -20,6 +20,8 @@ from pipeline.recipe import load
 from pipeline.runner.identity import canonical, differences, digest_of, parts_of
 from pipeline.toolchains import ROOT
 
+settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+settings.load_profile("patient")
 STEPS = {step.name: step for step in graph.resolve(schema.ALL_STAGES, False)}
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

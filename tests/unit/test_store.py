@@ -114,6 +114,20 @@ def test_a_damaged_artifact_is_not_found_and_says_why(store: Store, harm: object
     assert words in damage(artifact.path)[0]
 
 
+def test_a_manifest_that_cannot_be_read_is_not_taken_for_absent(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = publish(store)
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", "manifest.json")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(PermissionError):
+        store.find("train", IDENTITY)
+    assert damage(artifact.path) == ["manifest.json cannot be read: Permission denied"]
+
+
 def test_an_added_file_is_damage_too(store: Store) -> None:
     artifact = publish(store)
     (artifact.path / "extra").write_text("x")
