@@ -39,6 +39,7 @@ UNUSABLE = (
     errno.EPERM,
     errno.EROFS,
     errno.ENOTDIR,
+    errno.EEXIST,
     errno.EISDIR,
     errno.ENAMETOOLONG,
     errno.ELOOP,

@@ -144,6 +144,8 @@ def verify(options: Namespace) -> int:
     from pipeline.record.check import Checked, check, set_aside
 
     store = _load(options).store
+    if not store.root.is_dir():
+        raise UserError(f"{store.recipe} has published nothing in {options.runs} yet")
 
     def tell(checked: Checked) -> None:
         print(f"{'damaged' if checked.faults else 'sound':<8} {checked.path}")
