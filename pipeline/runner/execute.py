@@ -59,7 +59,7 @@ def execute(
     kernel signals it if the controller is killed.  A server that a step leaves running has
     a session of its own and is not touched.
     """
-    work = held.folder
+    work = held.folder.resolve()  # the step runs in it, so a relative path would lead nowhere
     write_json(work / "job.json", job)
     (work / "result.json").unlink(missing_ok=True)
     if (work / "output").exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline.graph import STAGES
 from pipeline.runner import provenance
+from pipeline.toolchains import ROOT
 from tests.faults.harness import TALLY, Light
 from tests.faults.light.__main__ import chain
 
@@ -61,6 +63,12 @@ def test_the_same_content_elsewhere_is_the_same_input(done: Light, tmp_path: Pat
     (tmp_path / "elsewhere").mkdir()
     moved = Path(shutil.move(done.documents, tmp_path / "elsewhere" / "documents.jsonl"))
     assert [state for state, _ in plan(Light(done.runs, moved))] == ["done"] * 3
+
+
+def test_a_relative_runs_folder_works_like_any_other(light: Light, whole: dict[str, Any]) -> None:
+    status, output = Light(Path(os.path.relpath(light.runs, ROOT)), light.documents)()
+    assert status == 0, output
+    assert light.published() == whole
 
 
 def test_interrupted_work_is_resumed_and_says_how_far_it_had_come(light: Light, shim: Path) -> None:
