@@ -108,7 +108,7 @@ class Real(Light):
         return found
 
 
-@pytest.mark.skipif(not FULL, reason="half an hour; `make test-faults` runs it")
+@pytest.mark.full
 def test_random_kills_of_real_training(place: Path, documents: Path) -> None:
     reference = Real(Path(tempfile.mkdtemp(dir=place)), documents)
     status, output = reference()
