@@ -26,7 +26,7 @@ from pipeline.runner.lease import attempt, lease, live_holder
 from pipeline.runner.liveness import deployment_fault
 from pipeline.runner.provenance import changes_since, source_digest
 from pipeline.runner.store import Artifact, Store, damage
-from pipeline.runner.work import SERVER, run_step
+from pipeline.runner.work import SERVER, Order, run_step
 from pipeline.toolchains import Toolchain
 
 
@@ -100,7 +100,7 @@ class Chain:
         artifact = self._published(step, parts)
         if step.stage.live:
             if artifact is None:
-                return Planned(step, "run", self.why(step, parts), parts, identity)
+                return Planned(step, "run", self._why(step, parts), parts, identity)
             served = str(artifact.manifest["parents"]["export"]["identity"])
             fault = deployment_fault(self.store.server_record(), self.loaded.settings.deploy, served)
             if fault:
@@ -118,7 +118,7 @@ class Chain:
             left = can_go_on(interrupted)
             if left:
                 return Planned(step, "resume", left, parts, identity)
-        return Planned(step, "run", self.why(step, parts), parts, identity)
+        return Planned(step, "run", self._why(step, parts), parts, identity)
 
     def _published(self, step: graph.Step, parts: dict[str, Any]) -> Artifact | None:
         """The whole artifact that stands for these parts; the recipe's latest before any other.
@@ -161,7 +161,7 @@ class Chain:
             found |= inputs.base_model(Path(recipe.model.base), self.memory)
         return found
 
-    def why(self, step: graph.Step, parts: dict[str, Any]) -> str:
+    def _why(self, step: graph.Step, parts: dict[str, Any]) -> str:
         """Why a step has to run, field by field."""
         place = self.store.place(step.name, digest_of(parts))
         if place.exists():
@@ -243,7 +243,20 @@ class Chain:
             if again.state == "done":  # another controller finished it while this one waited
                 shutil.rmtree(held.folder, ignore_errors=True)
                 return self._skip(again, display)
-            artifact, headline = run_step(self, planned, artifacts, verdict, held, display)
+            parts = planned.parts or {}
+            order = Order(
+                step=step,
+                parts=parts,
+                # Known only now that nobody else is at work on it.
+                why=planned.why if step.stage.live else can_go_on(held.folder) or self._why(step, parts),
+                artifacts=artifacts,
+                verdict=verdict,
+                loaded=self.loaded,
+                store=self.store,
+                read=lambda: self.inputs(step),
+                strict=self.strict,
+            )
+            artifact, headline = run_step(order, held, display)
         return Planned(step, "ran", headline, planned.parts, artifact.identity, artifact)
 
     def _skip(self, planned: Planned, display: Display) -> Planned:

@@ -3,81 +3,85 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import graph
 from pipeline.errors import Damaged, LifecycleError, UserError
+from pipeline.recipe import LoadedRecipe
 from pipeline.runner import gate
-from pipeline.runner.attempt import can_go_on, curves, note_attempt, read_attempts, take_up
+from pipeline.runner.attempt import curves, note_attempt, read_attempts, take_up
 from pipeline.runner.display import Display
 from pipeline.runner.execute import Outcome, execute
 from pipeline.runner.identity import digest_of
+from pipeline.runner.inputs import Input
 from pipeline.runner.lease import Lease
 from pipeline.runner.provenance import provenance
-from pipeline.runner.store import Artifact, damage
+from pipeline.runner.store import Artifact, Store, damage
 from pipeline.runner.threads import thread_count
 from pipeline.toolchains import Toolchain
-
-if TYPE_CHECKING:
-    from pipeline.runner.chain import Chain, Planned
 
 SERVER = "server"  # the lease of a live stage: one server a recipe, whatever its settings
 
 
-def run_step(
-    chain: Chain,
-    planned: Planned,
-    artifacts: dict[str, Artifact],
-    verdict: gate.Verdict | None,
-    held: Lease,
-    display: Display,
-) -> tuple[Artifact, str]:
-    """Run the planned step in the lease's folder; returns its artifact and headline.
+@dataclass(frozen=True)
+class Order:
+    """A step that has to run, and all that running it takes.
+
+    ``why`` is shown; ``artifacts`` are the parents', by stage; ``read`` gives what the
+    step reads from outside, as it is now; under ``strict`` work that other code left is
+    not gone on from.
+    """
+
+    step: graph.Step
+    parts: dict[str, Any]
+    why: str
+    artifacts: dict[str, Artifact]
+    verdict: gate.Verdict | None
+    loaded: LoadedRecipe
+    store: Store
+    read: Callable[[], dict[str, Input]]
+    strict: bool = False
+
+
+def run_step(order: Order, held: Lease, display: Display) -> tuple[Artifact, str]:
+    """Run the step in the lease's folder; returns its artifact and headline.
 
     Raises :class:`Damaged` before anything starts when a parent's artifact has rotted.
     """
-    step, parts, store = planned.step, planned.parts, chain.store
-    assert parts is not None
-    _check_parents(chain, step, artifacts)
+    step, store, site = order.step, order.store, order.loaded.settings.site
+    _check_parents(order)
     toolchain = Toolchain(step.stage.toolchain)
     made_by = provenance(step.stage, toolchain)
-    identity = digest_of(parts)
+    identity = digest_of(order.parts)
     if step.stage.live:
         # Every start of a server is an artifact of its own; nothing of a start resumes.
-        identity = digest_of({**parts, "started": str(time.time_ns())})
-    # Known only now that nobody else is at work on it.
-    why = planned.why if step.stage.live else can_go_on(held.folder) or chain.why(step, parts)
-    take_up(held.folder, made_by, chain.strict, store.quarantine, lambda text: display.note(step.name, text))
+        identity = digest_of({**order.parts, "started": str(time.time_ns())})
+    take_up(held.folder, made_by, order.strict, store.quarantine, lambda text: display.note(step.name, text))
     note_attempt(held.folder, made_by)
-    display.start(step.name, why)
+    display.start(step.name, order.why)
     started = time.time()
     try:
-        outcome = execute(
-            _job(chain, step, identity, artifacts, held),
-            toolchain,
-            display,
-            held,
-            chain.loaded.settings.site.grace_s,
-        )
+        outcome = execute(_job(order, identity, held), toolchain, display, held, site.grace_s)
         _check_produced(step, held.folder)
-        read = {role: each.record() for role, each in chain.inputs(step).items()}
-        _check_inputs_unchanged(step, parts, read)
+        read = {role: each.record() for role, each in order.read().items()}
+        _check_inputs_unchanged(step, order.parts, read)
         record = {
-            "recipe": chain.loaded.name,
-            "description": chain.loaded.settings.description,
+            "recipe": order.loaded.name,
+            "description": order.loaded.settings.description,
             "stage": step.name,
             "identity": identity,
-            "parts": parts,
-            "parents": _parents(step, artifacts),
+            "parts": order.parts,
+            "parents": _parents(order),
             "inputs": read,
             **_measured(outcome),
             "curves": curves(held.folder),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "made_by": made_by,
             "attempts": read_attempts(held.folder),
-            **({"gate": verdict.record()} if verdict else {}),
+            **({"gate": order.verdict.record()} if order.verdict else {}),
         }
         artifact = store.publish(held, step.name, identity, record)
     except BaseException:
@@ -87,24 +91,22 @@ def run_step(
     return artifact, outcome.headline
 
 
-def _check_parents(chain: Chain, step: graph.Step, artifacts: dict[str, Artifact]) -> None:
+def _check_parents(order: Order) -> None:
     """Read every byte that the step is about to rest on."""
-    for _, parent in step.parents:
-        artifact = artifacts[parent]
+    for _, parent in order.step.parents:
+        artifact = order.artifacts[parent]
         faults = damage(artifact.path, deep=True)
         if faults:
             listed = "\n".join(f"  - {fault}" for fault in faults[:10])
             raise Damaged(
-                f"{step.name} would rest on {artifact.path}, which is not what {parent} published:\n{listed}\n"
-                f"Nothing was started. `lifecycle verify {chain.loaded.name} --quarantine` moves it aside, and "
+                f"{order.step.name} would rest on {artifact.path}, which is not what {parent} published:\n{listed}\n"
+                f"Nothing was started. `lifecycle verify {order.loaded.name} --quarantine` moves it aside, and "
                 "the next run makes it anew"
             )
 
 
-def _job(
-    chain: Chain, step: graph.Step, identity: str, artifacts: dict[str, Artifact], held: Lease
-) -> dict[str, Any]:
-    recipe = chain.loaded.settings
+def _job(order: Order, identity: str, held: Lease) -> dict[str, Any]:
+    step, recipe = order.step, order.loaded.settings
     sections = dict.fromkeys(section.split(".")[0] for section in step.stage.sections)
     settings = {section: asdict(getattr(recipe, section)) for section in sections}
     for source in settings.get("curate", {}).get("sources", []):
@@ -115,14 +117,14 @@ def _job(
     base = _absolute(recipe.model.base) if step.stage.uses_base_model else None
     if "model" in settings:
         settings["model"]["base"] = _absolute(recipe.model.base)
-    record = {"server_record": str(chain.store.server_record().resolve())} if step.stage.live else {}
+    record = {"server_record": str(order.store.server_record().resolve())} if step.stage.live else {}
     return {
         "stage": step.name,
         "module": step.stage.source,
-        "recipe": chain.loaded.name,
+        "recipe": order.loaded.name,
         "identity": identity,
         "settings": settings,
-        "inputs": {name: str(artifacts[parent].path.resolve()) for name, parent in step.parents},
+        "inputs": {name: str(order.artifacts[parent].path.resolve()) for name, parent in step.parents},
         "base_model": base,
         "work": str(held.folder.resolve()),
         "threads": thread_count(recipe.site.threads),
@@ -150,7 +152,8 @@ def _check_inputs_unchanged(step: graph.Step, parts: dict[str, Any], read: dict[
         )
 
 
-def _parents(step: graph.Step, artifacts: dict[str, Artifact]) -> dict[str, Any]:
+def _parents(order: Order) -> dict[str, Any]:
+    artifacts = order.artifacts
     return {
         name: {
             "stage": parent,
@@ -158,7 +161,7 @@ def _parents(step: graph.Step, artifacts: dict[str, Artifact]) -> dict[str, Any]
             "path": artifacts[parent].path.name,
             "output_digest": artifacts[parent].output_digest,
         }
-        for name, parent in step.parents
+        for name, parent in order.step.parents
     }
 
 
