@@ -18,8 +18,8 @@ from pipeline.layers import Origin, leaves, locate
 from pipeline.runner import inputs
 from pipeline.runner.attempt import Progress
 from pipeline.runner.chain import Chain
-from pipeline.runner.display import make_display
-from pipeline.runner.lease import attempts, holder_of, live_holder
+from pipeline.runner.display import duration, make_display
+from pipeline.runner.lease import attempts, holder_of, live_holder, silence_s
 from pipeline.summary import print_summary
 from pipeline.toolchains import ROOT
 
@@ -66,6 +66,9 @@ def status(options: Namespace) -> int:
             if live_holder(work):
                 far = Progress.of(work)
                 words = ", ".join(part for part in (far.words, far.left) if part) or "starting"
+                silent = silence_s(work)
+                if silent > chain.loaded.settings.site.lease_s:
+                    words += f"; no sign of life for {duration(silent)}"
                 print(f"\n{stage.name} is at work: {holder_of(work)}; {words}")
     return 0
 

@@ -203,6 +203,14 @@ def live_holder(folder: Path) -> Holder | None:
     return None if holder is None or _gone(folder, holder) else holder
 
 
+def silence_s(folder: Path) -> float:
+    """Seconds since the holder's last heartbeat by the clocks as they are: for people only."""
+    try:
+        return max(0.0, time.time() - (folder / HOLDER).stat().st_mtime)
+    except FileNotFoundError:
+        return 0.0
+
+
 class _Watch:
     """Whether the holder of a folder is alive, as far as it was seen up to now."""
 

@@ -139,6 +139,7 @@ def test_a_clock_that_jumps_neither_kills_nor_saves_a_holder(
     with pytest.raises(Held):
         take(tmp_path, lease_s=0.6)
     os.utime(tmp_path / ".work" / f"{KEY}.1" / "holder.json", (4e9, 4e9))  # beats from the future
+    assert leases.silence_s(tmp_path / ".work" / f"{KEY}.1") == 0.0
     stop(holder)
     take(tmp_path, lease_s=0.6).close()
 
