@@ -78,7 +78,10 @@ def remove(items: list[Unneeded], runs: Path) -> int:
         gone = item.path
         if not gone.name.startswith(TRASH):
             gone = item.path.parent / f"{TRASH}{os.getpid()}-{item.path.name}"
-            item.path.rename(gone)
+            try:
+                item.path.rename(gone)
+            except FileNotFoundError:
+                continue  # a controller has just taken it up
         shutil.rmtree(gone)
         shutil.rmtree(item.path.parent / ".logs" / item.path.name, ignore_errors=True)
         freed += item.bytes
