@@ -144,6 +144,18 @@ class Light:
         return output
 
 
+def wait_for_seal(light: Light, controller: subprocess.Popen[str], piece: str) -> None:
+    """Wait until the training step at work has sealed a piece of its state, such as ``step_008``."""
+    deadline = time.monotonic() + 30
+    while True:
+        for seals in (light.runs / "light" / "train" / ".work").glob("*/seals.jsonl"):
+            if piece in seals.read_text():
+                return
+        assert controller.poll() is None, controller.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def wait_gone(light: Light, seconds: float = 30) -> None:
     """Wait until no process of a killed chain is left."""
     deadline = time.monotonic() + seconds

@@ -18,7 +18,16 @@ import pytest
 
 from pipeline.serving import processes
 from tests.faults.conftest import FULL
-from tests.faults.harness import TALLY, TRACEBACK, Light, Reader, kill_all, operations, wait_gone
+from tests.faults.harness import (
+    TALLY,
+    TRACEBACK,
+    Light,
+    Reader,
+    kill_all,
+    operations,
+    wait_for_seal,
+    wait_gone,
+)
 
 ROUNDS = 20 if FULL else 2
 PAUSE_EVERY = 1 if FULL else 8
@@ -164,7 +173,7 @@ def test_a_machine_that_dies_is_taken_over_by_another(
 ) -> None:
     with TALLY.fault("machine that dies, taken over by another"):
         first = light.start("--lease=0.6", LIGHT_PACE_S="0.05", **machine(place, shim, 1))
-        wait_for_checkpoint(light)
+        wait_for_seal(light, first, "step_008")
         second = light.start("--lease=0.6", **machine(place, shim, 2))
         said, _ = second.communicate(timeout=60)
         assert second.returncode == 1, said  # its heart beats
@@ -183,7 +192,7 @@ def test_a_machine_that_hangs_and_comes_back_is_fenced_off(
 ) -> None:
     with TALLY.fault("machine that hangs, taken over, comes back"):
         first = light.start("--lease=0.6", LIGHT_PACE_S="0.05", **machine(place, shim, 1))
-        wait_for_checkpoint(light)
+        wait_for_seal(light, first, "step_008")
         hung = light.processes()
         assert len(hung) == 2  # the controller and its step
         for process in hung:
@@ -200,13 +209,6 @@ def test_a_machine_that_hangs_and_comes_back_is_fenced_off(
         wait_gone(light)
         light.must_end_as(whole)
         assert not light.quarantined()
-
-
-def wait_for_checkpoint(light: Light) -> None:
-    deadline = time.monotonic() + 30
-    while not list((light.runs / "light" / "train" / ".work").glob("*/state/checkpoints/step_008")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("seconds", [90_000, -90_000, 2_000_000_000])

@@ -9,19 +9,15 @@ from typing import Any
 
 import pytest
 
-from tests.faults.harness import TALLY, TRACEBACK, Light, wait_gone
+from tests.faults.harness import TALLY, TRACEBACK, Light, wait_for_seal, wait_gone
 
 SLOW = {"LIGHT_PACE_S": "0.05"}
 
 
 def at_work(light: Light, **environment: str) -> subprocess.Popen[str]:
-    """A controller whose training step has written a checkpoint."""
+    """A controller whose training step has sealed a checkpoint."""
     controller = light.start(**environment)
-    deadline = time.monotonic() + 30
-    while not list((light.runs / "light" / "train" / ".work").glob("*/state/checkpoints/step_008")):
-        assert controller.poll() is None, controller.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_seal(light, controller, "step_008")
     return controller
 
 
