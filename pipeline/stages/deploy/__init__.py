@@ -34,11 +34,12 @@ def run(step: Step) -> None:
         step.message(f"stopped a server that an interrupted start had left (process {stray})")
     running = previous is not None and server.is_running(previous)
     # A healthy server is not given up for one that cannot start.
-    ports.check_free(settings, _ports(previous) if previous is not None and running else ())
+    ours = _ports(previous) if previous is not None and running else ()
+    ports.check_free(settings, ours, just_stopped=bool(stray))
     if previous is not None:
         step.message(server.stop(previous))
     path.unlink(missing_ok=True)
-    ports.check_free(settings)
+    ports.check_free(settings, just_stopped=previous is not None or bool(stray))
     step.phase("starting Triton")
     started = time.monotonic()
     process, record = triton.start(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 
 from pipeline import schema
 from pipeline.serving import processes
 from pipeline.stages.step import InputError
 
 NAMES = ("http_port", "grpc_port", "metrics_port")
+CLOSING_S = 10.0  # the kernel may close a killed server's sockets after the process is gone
 
 
 def check_distinct(settings: schema.Deploy) -> None:
@@ -23,25 +25,23 @@ def check_distinct(settings: schema.Deploy) -> None:
                 )
 
 
-def check_free(settings: schema.Deploy, ours: tuple[int, ...] = ()) -> None:
+def check_free(settings: schema.Deploy, ours: tuple[int, ...] = (), *, just_stopped: bool = False) -> None:
     """Raise :class:`InputError` for a port that is taken, naming its holder where it shows.
 
-    ``ours`` are ports of our own server, which will be stopped first.
+    ``ours`` are ports of our own server, which will be stopped first.  Where a server has
+    ``just_stopped``, a port may take up to ``CLOSING_S`` to come free.
     """
+    deadline = time.monotonic() + (CLOSING_S if just_stopped else 0.0)
     for name in NAMES:
         port = getattr(settings, name)
         if port in ours:
             continue
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
-            # Connections of a server stopped a moment ago linger; only listeners matter.
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                trial.bind((settings.host, port))
-                continue
-            except socket.gaierror:
-                raise InputError(f"deploy.host: {settings.host!r} is no address of this machine") from None
-            except OSError as error:
-                fault = error.errno
+        fault = _bind_fault(settings.host, port)
+        while fault == errno.EADDRINUSE and time.monotonic() < deadline:
+            time.sleep(0.1)
+            fault = _bind_fault(settings.host, port)
+        if fault is None:
+            continue
         if fault == errno.EADDRNOTAVAIL:
             raise InputError(f"deploy.host: {settings.host!r} is no address of this machine")
         if fault == errno.EACCES:
@@ -51,3 +51,17 @@ def check_free(settings: schema.Deploy, ours: tuple[int, ...] = ()) -> None:
         raise InputError(
             f'port {port} is taken by {who}; free it, or choose another: SET="deploy.{name}=..."'
         )
+
+
+def _bind_fault(host: str, port: int) -> int | None:
+    """The error number of listening there, None where one could."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
+        # Connections of a server stopped a moment ago linger; only listeners matter.
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except socket.gaierror:
+            return errno.EADDRNOTAVAIL
+        except OSError as error:
+            return error.errno
+    return None

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,11 @@ from typing import Any
 import pytest
 from conftest import IDENTITY, port_settings, run_stage
 
+from pipeline import schema
 from pipeline.record.trace import served_models
 from pipeline.serving import processes, server
+from pipeline.stages.deploy import ports
+from pipeline.stages.step import InputError
 
 
 class Deployment:
@@ -155,6 +159,17 @@ def test_a_taken_port_names_its_holder_and_the_setting(deployment: Deployment) -
     assert f"port {port} is taken by process {os.getpid()}" in told
     assert "deploy.grpc_port" in told
     assert not deployment.path.exists()
+
+
+def test_a_port_of_a_server_just_stopped_is_waited_for() -> None:
+    with socket.socket() as closing:
+        closing.bind(("127.0.0.1", 0))
+        closing.listen()
+        settings = schema.Deploy(**{**port_settings(), "http_port": closing.getsockname()[1]})
+        with pytest.raises(InputError, match="is taken"):
+            ports.check_free(settings)
+        threading.Timer(0.5, closing.close).start()
+        ports.check_free(settings, just_stopped=True)
 
 
 def test_one_port_for_two_endpoints_is_refused(deployment: Deployment) -> None:
