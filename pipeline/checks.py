@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline import schema
-
-REDACTED = ("email", "ipv4", "phone", "api_key")  # see pipeline/stages/curate/redact.py
+from pipeline import curation, schema
 
 
 def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
@@ -58,14 +56,29 @@ def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:
             yield f"curate.sources.{index}.path", f"a {source.kind} source needs a path"
         if source.kind == "python-docs" and source.path:
             yield f"curate.sources.{index}.path", "a python-docs source has packages, not a path"
-    for kind in curate.redact:
-        if kind not in REDACTED:
-            yield "curate.redact", f"there is no kind {kind!r}; the kinds are {', '.join(REDACTED)}"
-    if curate.dedup.permutations % curate.dedup.bands:
+    weighed = [source.weight is not None for source in curate.sources]
+    if any(weighed) and not all(weighed):
+        index = weighed.index(False)
+        yield f"curate.sources.{index}.weight", "is missing; either every source has a weight or none has"
+    if curate.tokens and not any(weighed):
+        yield "curate.tokens", "sets the size of a blend; give the sources weights"
+    yield from curation.faults(curate)
+    near = curate.near_duplicates
+    if near.permutations % near.bands:
         yield (
-            "curate.dedup.bands",
-            f"{curate.dedup.bands} does not divide curate.dedup.permutations = {curate.dedup.permutations}",
+            "curate.near_duplicates.bands",
+            f"{near.bands} does not divide curate.near_duplicates.permutations = {near.permutations}",
         )
+    if "semantic-duplicates" in curate.stages and not (
+        curate.semantic_duplicates.model or all(source.embedding_field for source in curate.sources)
+    ):
+        yield (
+            "curate.semantic_duplicates.model",
+            "semantic-duplicates needs a local encoder folder here, or embeddings with the data (embedding_field of every source)",
+        )
+    for index, region in enumerate(curate.redact.phone_regions):
+        if len(region) != 2 or not region.isupper():
+            yield f"curate.redact.phone_regions.{index}", f"{region!r} is no region; e.g. US, GB, DE"
     if curate.validation_share + curate.test_share >= 1:
         yield "curate.test_share", "validation and test together leave no training data"
 

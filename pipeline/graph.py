@@ -53,13 +53,13 @@ DATA_AND_MODELS = (("data", ("curate",)), *((name, (name,)) for name in MODELS))
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="curate",
-        version=2,
+        version=3,
         toolchain="core",
         sections=("curate", "model.vocab_size", "model.context"),
         uses_documents=True,
         uses_base_model=True,
         produces=(
-            "pretrain/train.jsonl",
+            "pretrain/train",
             "sft/train.jsonl",
             "preference/train.jsonl",
             "tokenizer/tokenizer.json",

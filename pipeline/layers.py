@@ -53,7 +53,9 @@ class Layers:
         for name, value in values.items():
             path = f"{prefix}.{name}" if prefix else str(name)
             annotation, _ = locate(path, origin_of(path))
-            if not schema.is_section(annotation):
+            if schema.is_open(annotation) and isinstance(value, dict):
+                self._lay_open(path, value, origin_of)
+            elif not schema.is_section(annotation):
                 self._set(path, annotation, value, origin_of)
             elif isinstance(value, dict):
                 self.lay(value, path, origin_of)
@@ -62,6 +64,18 @@ class Layers:
                 raise UserError(
                     f"{origin_of(path)}: {path}: is a section, found {value!r}; set one of its keys, e.g. {example}"
                 )
+
+    def _lay_open(self, path: str, values: dict[str, Any], origin_of: Callable[[str], Origin]) -> None:
+        """Lay a mapping over an open one (``curate.filters``): key by key, nothing is lost."""
+        for name, value in values.items():
+            inner = f"{path}.{name}"
+            if isinstance(value, dict) and value:
+                self._lay_open(inner, value, origin_of)
+                continue
+            for stale in [key for key in self.history if key.startswith(f"{inner}.")]:
+                del self.history[stale]
+            OmegaConf.update(self.config, inner, value, merge=False, force_add=True)
+            self.history.setdefault(inner, []).append((origin_of(inner), value))
 
     def lay_path(self, path: str, value: Any, origin: Origin) -> None:
         """Lay one value at a dotted path, as the command line gives it."""
@@ -121,6 +135,8 @@ def locate(path: str, origin: Origin) -> tuple[Any, Any]:
         if part.isdigit() and element is not None:
             annotation = element
             continue
+        if schema.is_open(annotation):
+            return Any, metadata
         if not schema.is_section(annotation) or part not in schema.hints(annotation):
             _unknown_key(path, part, annotation, origin)
         metadata = next(f.metadata for f in dataclasses.fields(annotation) if f.name == part)
@@ -139,6 +155,8 @@ def leaves(section: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
         elif isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
             for index, item in enumerate(value):
                 found += leaves(item, f"{path}.{index}.")
+        elif isinstance(value, dict) and value:
+            found += [(inner, each, declared.metadata) for inner, each in schema.flat(value, path).items()]
         else:
             found.append((path, value, declared.metadata))
     return found
@@ -172,5 +190,6 @@ def _in_words(annotation: Any) -> str:
         str: "text",
         list[str]: "a list of words",
         str | None: "text or null",
+        float | None: "a number or null",
     }
     return words.get(annotation, str(annotation))

@@ -42,48 +42,137 @@ def setting(
 
 # ---------------------------------------------------------------------------- curation
 
+ACTIONS = ("replace", "hash", "drop", "keep")  # what can happen to a find of personal data
+
 
 @dataclass
 class Source:
     """One place that raw documents come from."""
 
-    kind: str = setting("jsonl", "what it is", choices=("python-docs", "jsonl", "text"))
+    kind: str = setting(
+        "jsonl",
+        "what it is",
+        choices=("python-docs", "jsonl", "parquet", "text", "html", "warc", "wet", "wikipedia", "dataset"),
+    )
     path: str | None = setting(
-        None, "jsonl: a file or folder of *.jsonl; text: a file or folder of *.txt and *.md"
+        None,
+        "a file, a folder or an fsspec address (https://, s3://); jsonl: *.jsonl, *.ndjson, plain, .gz or .zst; "
+        "parquet: *.parquet; text: *.txt, *.md, *.rst; html: *.html, *.htm; warc, wet: Common Crawl archives; "
+        "wikipedia: *.xml.bz2; dataset: a Hugging Face dataset saved on disk",
     )
     packages: list[str] = setting(
         [], "python-docs: import packages to read; 'stdlib' is the standard library"
     )
-    text_field: str = setting("text", "jsonl: the field that holds the text")
-    title_field: str = setting("title", "jsonl: the field with the document's name, if any")
-    max_documents: int = setting(0, "read at most this many documents (0: all)", ge=0)
+    name: str | None = setting(None, "the source's name in the data card and the blend")
+    licence: str | None = setting(None, "the licence of its documents, for the data card")
+    weight: float | None = setting(
+        None,
+        "share of this source in the training tokens, relative to the others'; all sources or none",
+        gt=0,
+    )
+    text_field: str = setting("text", "jsonl, parquet, dataset: the field that holds the text")
+    title_field: str = setting("title", "jsonl, parquet, dataset: the field with the document's name, if any")
+    score_field: str | None = setting(
+        None, "jsonl, parquet, dataset: a numeric field for the 'best-score' policy of duplicates"
+    )
+    embedding_field: str | None = setting(
+        None, "jsonl, parquet, dataset: a list of numbers to tell semantic duplicates by"
+    )
+    extractor: str = setting(
+        "justext",
+        "html, warc: Curator's extractor of the main text",
+        choices=("justext", "resiliparse", "trafilatura"),
+    )
+    language: str = setting("en", "wikipedia: the dump's language code")
+    max_documents: int = setting(0, "read at most this many documents of each file (0: all)", ge=0)
 
 
 @dataclass
-class CurateFilters:
-    """Heuristic filters of NeMo Curator, with their thresholds."""
+class Language:
+    """Language identification, and what follows from it."""
 
-    min_words: int = setting(5, "WordCountFilter: fewest words", ge=0)
-    max_words: int = setting(100_000, "WordCountFilter: most words", ge=1)
-    min_mean_word_length: float = setting(2.0, "MeanWordLengthFilter: shortest mean", ge=0)
-    max_mean_word_length: float = setting(14.0, "MeanWordLengthFilter: longest mean", gt=0)
-    max_symbol_to_word: float = setting(1.0, "SymbolsToWordsFilter: most '#' and '...' per word", gt=0)
-    max_non_alpha_numeric: float = setting(
-        0.60, "NonAlphaNumericFilter: largest share of other characters", gt=0, le=1
+    model: str | None = setting(None, "a fastText model file (lid.176.bin); null: CLD2, which needs none")
+    keep: list[str] = setting([], "keep documents in these languages only (ISO 639-1 codes; empty: all)")
+    drop: list[str] = setting([], "drop documents in these languages")
+    route: list[str] = setting(
+        [], "write documents in these languages to data sets of their own, pretrain-CODE"
     )
-    max_repeated_lines: float = setting(
-        0.30, "RepeatedLinesFilter: largest share of repeated lines that is let through", ge=0, le=1
+    min_confidence: float = setting(
+        0.5, "a language told with less than this counts as unknown ('un')", ge=0, le=1
     )
+    keep_unknown: bool = setting(True, "keep documents whose language cannot be told")
 
 
 @dataclass
-class CurateDedup:
-    """Near-duplicate removal: MinHash signatures, banded (Leskovec et al., ch. 3)."""
+class ExactDuplicates:
+    """Documents of equal text."""
+
+    fold: bool = setting(True, "case and white space do not count")
+    which: str = setting("first", "the one that stays", choices=("first", "longest", "best-score"))
+
+
+@dataclass
+class NearDuplicates:
+    """Documents that are alike: MinHash signatures, banded (Leskovec et al., ch. 3)."""
 
     ngram: int = setting(5, "length of a shingle, in words", ge=1)
     permutations: int = setting(128, "length of a MinHash signature", ge=16)
     bands: int = setting(16, "bands of the signature; permutations must divide by it", ge=1)
     threshold: float = setting(0.8, "Jaccard estimate from which two documents are duplicates", gt=0, le=1)
+    which: str = setting(
+        "first", "the one of a cluster that stays", choices=("first", "longest", "best-score")
+    )
+
+
+@dataclass
+class SemanticDuplicates:
+    """Documents that mean the same: cosine of embeddings within k-means clusters (SemDeDup)."""
+
+    model: str | None = setting(
+        None, "a local folder of an encoder; null: the sources have an embedding_field"
+    )
+    threshold: float = setting(0.95, "cosine from which two documents are duplicates", gt=0, le=1)
+    clusters: int = setting(0, "k-means clusters (0: one for every 1,000 documents)", ge=0)
+    max_tokens: int = setting(256, "tokens of a document that are embedded", ge=8)
+    which: str = setting(
+        "first", "the one of a cluster that stays", choices=("first", "longest", "best-score")
+    )
+
+
+@dataclass
+class Redact:
+    """Personal data and secrets: what happens to each kind."""
+
+    email: str = setting("replace", "e-mail addresses", choices=ACTIONS)
+    phone: str = setting("replace", "telephone numbers", choices=ACTIONS)
+    ip: str = setting("replace", "public IP addresses", choices=ACTIONS)
+    credit_card: str = setting("replace", "card numbers with a right check digit", choices=ACTIONS)
+    iban: str = setting("replace", "bank account numbers (IBAN) with right check digits", choices=ACTIONS)
+    national_id: str = setting("replace", "national identity numbers", choices=ACTIONS)
+    secret: str = setting("replace", "passwords, keys and tokens of services", choices=ACTIONS)
+    crypto_wallet: str = setting("replace", "Bitcoin addresses", choices=ACTIONS)
+    phone_regions: list[str] = setting(
+        ["US", "GB", "DE", "FR"], "regions whose national telephone numbers are known without a country code"
+    )
+
+
+@dataclass
+class Decontaminate:
+    """Evaluation data out of the training data, by n-gram (NeMo Curator 0.x's rule)."""
+
+    sets: list[str] = setting([], "JSONL files of evaluation data")
+    fields: list[str] = setting(
+        ["text", "question", "prompt"], "the fields of those files that must not be in the training data"
+    )
+    own_test: bool = setting(True, "the recipe's own held-out test documents count as a set too")
+    ngram: int = setting(13, "words of a match; shorter entries match whole, from min_ngram words", ge=4)
+    min_ngram: int = setting(8, "entries of fewer words are left out", ge=2)
+    max_frequency: int = setting(
+        10, "an n-gram found more often than this in the training data is common, no contamination", ge=1
+    )
+    remove_characters: int = setting(200, "characters removed on either side of a match", ge=0)
+    min_characters: int = setting(200, "a piece with fewer characters is dropped", ge=0)
+    max_splits: int = setting(10, "a document cut into more pieces than this is dropped", ge=0)
 
 
 @dataclass
@@ -93,17 +182,28 @@ class Curate:
     sources: list[Source] = field(
         default_factory=list, metadata={"help": "where raw documents come from", "identity": True}
     )
+    stages: list[str] = setting(
+        ["UnicodeReformatter", "filters", "redact", "exact-duplicates", "near-duplicates"],
+        "what documents pass, in order: stages of our own and classes of NeMo Curator",
+    )
+    modifiers: dict[str, Any] = setting({}, "parameters of Curator's modifiers, by class")
+    filters: dict[str, Any] = setting({}, "parameters of Curator's filters, by class; null takes one out")
+    classifiers: dict[str, Any] = setting(
+        {}, "parameters of Curator's classifiers, by class (they need a GPU)"
+    )
+    language: Language = field(default_factory=Language)
+    exact_duplicates: ExactDuplicates = field(default_factory=ExactDuplicates)
+    near_duplicates: NearDuplicates = field(default_factory=NearDuplicates)
+    semantic_duplicates: SemanticDuplicates = field(default_factory=SemanticDuplicates)
+    redact: Redact = field(default_factory=Redact)
+    decontaminate: Decontaminate = field(default_factory=Decontaminate)
     instructions: str | None = setting(
         None, "a JSONL file of ready chat examples ({'messages': [...]}) to add to the instruction data"
     )
     preferences: str | None = setting(
         None, "a JSONL file of ready pairs ({'prompt', 'chosen', 'rejected'}) to add to the preference data"
     )
-    filters: CurateFilters = field(default_factory=CurateFilters)
-    dedup: CurateDedup = field(default_factory=CurateDedup)
-    redact: list[str] = setting(
-        ["email", "ipv4", "phone", "api_key"], "kinds of personal data that are replaced by a tag"
-    )
+    pairs: bool = setting(True, "make instruction and preference pairs from titled documents")
     max_characters: int = setting(500, "a pre-training document is cut to this length (0: never)", ge=0)
     validation_share: float = setting(0.03, "share of documents held out for validation", ge=0, le=0.5)
     test_share: float = setting(0.07, "share of documents held out for the test", ge=0, le=0.5)
@@ -111,10 +211,33 @@ class Curate:
     content_share: float = setting(
         0.25, "content pairs as a share of the style pairs, in training", ge=0, le=1
     )
+    tokens: int = setting(
+        0, "training tokens of the blend (0: as many as the weights allow without repeating)", ge=0
+    )
+    max_epochs: float = setting(1.0, "no document is repeated more often than this to reach `tokens`", ge=1)
+    tokenizer_documents: int = setting(
+        500_000,
+        "training documents that the tokenizer is trained on (0: all); the memory that it needs",
+        ge=0,
+    )
+    format: str = setting(
+        "jsonl",
+        "of the pre-training data",
+        choices=("jsonl", "parquet", "jsonl+megatron", "parquet+megatron"),
+    )
+    shard_mb: int = setting(256, "size of an output shard", ge=1)
+    keep_dropped: bool = setting(False, "write the dropped documents with stage and reason to dropped/")
     max_bad_share: float = setting(
         0.01, "stop when more than this share of the input records cannot be read", ge=0, le=1
     )
+    max_record_mb: int = setting(20, "a longer line or record is put down as unreadable", ge=1)
     workers: int = setting(0, "worker processes (0: one per core)", ge=0, identity=False)
+    memory_mb: int = setting(
+        1024,
+        "memory for finding duplicates and for shuffling; beyond it they work from disk",
+        ge=64,
+        identity=False,
+    )
 
 
 # ------------------------------------------------------------------- model and training
@@ -272,6 +395,11 @@ class Site:
         gt=0,
         identity=False,
     )
+    ray: str | None = setting(
+        None,
+        "curate with Curator's executor on a Ray cluster: its address, or 'local' to start one",
+        identity=False,
+    )
     grace_s: float = setting(
         20.0, "seconds that an interrupted step may take to write a checkpoint", ge=0, identity=False
     )
@@ -308,6 +436,11 @@ def is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
 
 
+def is_open(annotation: Any) -> bool:
+    """Whether a field is a mapping with keys of the user's choosing (``dict[str, Any]``)."""
+    return typing.get_origin(annotation) is dict
+
+
 def item_type(annotation: Any) -> Any:
     """The element type of a ``list[...]`` annotation, else None."""
     if typing.get_origin(annotation) is list:
@@ -340,7 +473,7 @@ def from_plain(section: type, values: dict[str, Any]) -> Any:
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested settings as dotted path to value; a list is one value."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and (value or not prefix):
         merged: dict[str, Any] = {}
         for key, inner in value.items():
             merged.update(flat(inner, f"{prefix}.{key}" if prefix else key))

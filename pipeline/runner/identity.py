@@ -14,12 +14,14 @@ JSON with sorted keys; a value that JSON cannot carry exactly is refused, not gu
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 from typing import Any
 
 from pipeline import schema
+from pipeline.curation import path_settings
 from pipeline.graph import Step
 
 SHORT = 12  # characters of an identity in a path; the manifest holds all 64
@@ -89,8 +91,10 @@ def _without_paths(section: str, values: dict[str, Any]) -> dict[str, Any]:
     if section == "model":
         return {key: value for key, value in values.items() if key != "base"}
     if section == "curate":
-        kept = {k: v for k, v in values.items() if k not in ("instructions", "preferences")}
-        kept["sources"] = [{k: v for k, v in s.items() if k != "path"} for s in values["sources"]]
+        kept = copy.deepcopy(values)
+        kept["sources"] = [{k: v for k, v in s.items() if k != "path"} for s in kept["sources"]]
+        for _, holder, key in path_settings(kept):
+            holder[key] = None
         return kept
     return values
 

@@ -11,34 +11,47 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import schema
-from pipeline.documents import SUFFIXES, named_files, source_files
+from pipeline.curation import path_settings
+from pipeline.documents import is_remote, local_units, suffixes
 from pipeline.errors import UserError
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner.digests import DigestMemory
-from pipeline.toolchains import Toolchain
+from pipeline.runner.identity import digest_of
+from pipeline.stages.step import write_json
+from pipeline.toolchains import ROOT, Toolchain
+
+# Settings that name a folder; all others name a file.
+FOLDERS = ("curate.semantic_duplicates.model",)
+FOLDER_PARAMETERS = (".hf_model_name", ".cache_dir")
 
 
 def check_inputs(loaded: LoadedRecipe) -> None:
     """Raise :class:`UserError` for an input path that is not there or holds nothing."""
     curate = loaded.settings.curate
     for index, source in enumerate(curate.sources):
-        if source.path is not None:
+        if source.path is not None and not is_remote(source.path):
             key = f"curate.sources.{index}.path"
-            files = source_files(source)
             if not Path(source.path).exists():
                 raise UserError(f"{loaded.origin(key)}: {key}: there is no file or folder {source.path}")
-            if not files:
-                kinds = " or ".join(f"*{suffix}" for suffix in SUFFIXES[source.kind])
+            if not local_units(source):
+                kinds = " or ".join(f"*{suffix}" for suffix in suffixes(source.kind))
                 raise UserError(f"{loaded.origin(key)}: {key}: {source.path} holds no {kinds} file")
-    for name in ("instructions", "preferences"):
-        path = getattr(curate, name)
-        if path is not None and not Path(path).is_file():
-            raise UserError(f"{loaded.origin(f'curate.{name}')}: curate.{name}: there is no file {path}")
+    for name, holder, key in path_settings(asdict(curate)):
+        path, setting = holder[key], f"curate.{name}"
+        if path is None:
+            continue
+        folder = setting in FOLDERS or setting.endswith(FOLDER_PARAMETERS)
+        if folder and not Path(path).is_dir():
+            raise UserError(f"{loaded.origin(setting)}: {setting}: there is no folder {path}")
+        if not folder and not Path(path).is_file():
+            raise UserError(f"{loaded.origin(setting)}: {setting}: there is no file {path}")
     if loaded.settings.model.base is not None:
         check_base_model(loaded)
 
@@ -89,13 +102,48 @@ def documents(curate: schema.Curate, toolchain: Toolchain, memory: DigestMemory)
                     package_digest(package, toolchain), package=package
                 )
             continue
-        for file, name in named_files(source):
-            found[f"sources.{index}/{name}"] = _file(file, memory)
-    for name in ("instructions", "preferences"):
-        path = getattr(curate, name)
-        if path is not None:
-            found[name] = _file(Path(path), memory)
+        if is_remote(str(source.path)):
+            found |= _remote(index, source, toolchain)
+            continue
+        for unit in local_units(source):
+            found[f"sources.{index}/{unit.name}"] = _file(Path(unit.path), memory)
+    for name, holder, key in path_settings(asdict(curate)):
+        if holder[key] is not None:
+            found |= _outside(name, Path(holder[key]), memory)
     return found
+
+
+def _outside(role: str, path: Path, memory: DigestMemory) -> dict[str, Input]:
+    if not path.is_dir():
+        return {role: _file(path, memory)}
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {f"{role}/{file.relative_to(path).as_posix()}": _file(file, memory) for file in files}
+
+
+def _remote(index: int, source: schema.Source, toolchain: Toolchain) -> dict[str, Input]:
+    """The files at an fsspec address, by the store's own stamps; nothing is read twice.
+
+    Asked for in the toolchain that reads them, which has the clients.
+    """
+    toolchain.require()
+    with tempfile.TemporaryDirectory() as folder:
+        job = Path(folder) / "source.json"
+        write_json(job, asdict(source))
+        asked = subprocess.run(
+            [str(toolchain.python), "-m", "pipeline.stages.remote_files", str(job)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+    if asked.returncode != 0:
+        raise UserError(
+            f"curate.sources.{index}.path: {source.path} cannot be listed: {asked.stderr.strip()[-400:]}"
+        )
+    return {
+        f"sources.{index}/{name}": Input(digest_of([name, size, stamp]), path=address, bytes=size)
+        for name, address, size, stamp in json.loads(asked.stdout)
+    }
 
 
 def base_model(base: Path, memory: DigestMemory) -> dict[str, Input]:
@@ -105,6 +153,8 @@ def base_model(base: Path, memory: DigestMemory) -> dict[str, Input]:
 
 
 def _file(path: Path, memory: DigestMemory) -> Input:
+    if not path.is_file():  # a folder or a dead link under a file's name: curation says so
+        return Input("no file", path=str(path))
     return Input(memory.digest(path), path=str(path), bytes=path.stat().st_size)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import graph
+from pipeline.curation import path_settings
+from pipeline.documents import is_remote
 from pipeline.errors import Damaged, LifecycleError, UserError
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner import gate
@@ -111,13 +113,15 @@ def _job(order: Order, identity: str, held: Lease) -> dict[str, Any]:
     settings = {section: asdict(getattr(recipe, section)) for section in sections}
     for source in settings.get("curate", {}).get("sources", []):
         source["path"] = _absolute(source["path"])
-    for name in ("instructions", "preferences"):
-        if name in settings.get("curate", {}):
-            settings["curate"][name] = _absolute(settings["curate"][name])
+    if "curate" in settings:
+        for _, holder, key in path_settings(settings["curate"]):
+            holder[key] = _absolute(holder[key])
     base = _absolute(recipe.model.base) if step.stage.uses_base_model else None
     if "model" in settings:
         settings["model"]["base"] = _absolute(recipe.model.base)
-    record = {"server_record": str(order.store.server_record().resolve())} if step.stage.live else {}
+    extra: dict[str, Any] = {"ray": recipe.site.ray} if step.stage.uses_documents else {}
+    if step.stage.live:
+        extra["server_record"] = str(order.store.server_record().resolve())
     return {
         "stage": step.name,
         "module": step.stage.source,
@@ -129,7 +133,7 @@ def _job(order: Order, identity: str, held: Lease) -> dict[str, Any]:
         "work": str(held.folder.resolve()),
         "threads": thread_count(recipe.site.threads),
         "grace_s": recipe.site.grace_s,
-        "extra": record,
+        "extra": extra,
     }
 
 
@@ -177,4 +181,4 @@ def _measured(outcome: Outcome) -> dict[str, Any]:
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).resolve())
+    return path if path is None or is_remote(path) else str(Path(path).resolve())

@@ -10,20 +10,26 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def worker_pool(workers: int) -> ProcessPoolExecutor:
-    """A pool of ``workers`` processes bound to this one."""
-    return ProcessPoolExecutor(workers, initializer=_bind, initargs=(os.getpid(),))
+def worker_pool(
+    workers: int, set_up: Callable[..., object] | None = None, arguments: tuple[Any, ...] = ()
+) -> ProcessPoolExecutor:
+    """A pool of ``workers`` processes bound to this one; each calls ``set_up`` once."""
+    return ProcessPoolExecutor(workers, initializer=_bind, initargs=(os.getpid(), set_up, arguments))
 
 
-def _bind(parent: int) -> None:
+def _bind(parent: int, set_up: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the step's handler, which cleans up
     if os.getppid() != parent:
         os._exit(1)
+    if set_up is not None:
+        set_up(*arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from pipeline.schema import Model, Pretrain
+from pipeline.stages.data_sets import documents
 from pipeline.stages.models import load_tokenizer, tokenizer_folder
 from pipeline.stages.step import Step
 
@@ -17,10 +18,10 @@ def run(step: Step) -> None:
     settings, shape = step.section(Pretrain), step.section(Model)
     step.phase("tokenise")
     tokenizer = load_tokenizer(step)
-    data = step.inputs["data"] / "pretrain"
+    data = step.inputs["data"]
     sets = {}
     for split in ("train", "validation"):
-        texts = [record["text"] for record in examples.read_records(data / f"{split}.jsonl")]
+        texts = [record["text"] for record in documents(data, split)]
         sets[split], counts = examples.document_examples(tokenizer, texts, shape.context)
     files = session.prepare(step, settings, sets["train"], sets["validation"], "pretrain")
     start = step.state / "start"

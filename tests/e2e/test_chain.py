@@ -286,7 +286,7 @@ def test_bad_data_is_told_plainly_with_status_2(tmp_path: Path) -> None:
     no_weights.mkdir()
     (no_weights / "config.json").write_text("{}")
     for settings, words in (
-        (f"'curate.sources=[{{kind: jsonl, path: {empty}}}]'", "no document was found"),
+        (f"'curate.sources=[{{kind: jsonl, path: {empty}}}]'", "empty.jsonl: the file is empty"),
         (f"'curate.sources=[{{kind: jsonl, path: {broken}}}]'", "broken.jsonl:2: not JSON"),
         (f"model.base={no_weights}", "has no weights"),
     ):

@@ -68,7 +68,14 @@ def test_identity_is_the_same_in_every_process() -> None:
     assert seen == {digest_of(parts(schema.Recipe())).encode()}
 
 
-PATHS = {"model.base", "curate.instructions", "curate.preferences"}  # their content counts instead
+# Paths: the content of what they lead to counts instead.
+PATHS = {
+    "model.base",
+    "curate.instructions",
+    "curate.preferences",
+    "curate.language.model",
+    "curate.semantic_duplicates.model",
+}
 LEAVES = [
     (path, metadata)
     for path, _, metadata in leaves(schema.Recipe(curate=schema.Curate(sources=[schema.Source()])))
@@ -91,6 +98,8 @@ def changed_value(value: Any, metadata: Any) -> Any:
         return value + 1
     if isinstance(value, list):
         return [*value, "more"]
+    if isinstance(value, dict):
+        return {**value, "more": {"value": 1}}
     return f"{value or ''}x"
 
 

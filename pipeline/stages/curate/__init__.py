@@ -1,217 +1,297 @@
 """Curation: raw documents to pre-training, instruction and preference data.
 
-    raw documents -> Curator's Unicode repair and heuristic filters -> redaction
-    -> exact and near-duplicates out -> split by groups of alike documents
-    -> three data sets and a tokenizer
+    read        files of all sources -> shards of raw documents        (reading, readers/)
+    pass        the recipe's stages over every shard                   (passes, text_stages)
+    duplicates  compare all documents, drop what is found, next pass   (duplicates/, semantic)
+    split       groups of alike documents stay on one side             (split)
+    finish      evaluation data out, records, tokens, pairs            (decontaminate, finish)
+    blend       sources by weight; shuffle into output shards          (blend)
+    pairs       instruction and preference data                        (pair_data)
+    account     every document's fate; the data card                   (account)
 
-The counts reconcile: raw documents = kept + dropped, each drop by its reason
-(``report.json``).
+Work on shards is done by one of two drivers over the same stage objects (drivers).  A
+finished shard is sealed, so an interrupted run does only the unfinished ones again.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.schema import Curate, Model
-from pipeline.stages.curate import tokens
-from pipeline.stages.curate.clean import clean_shards
-from pipeline.stages.curate.duplicates import LEAK_ROWS, clusters, content_key, signatures
-from pipeline.stages.curate.pairs import content_pairs, hashed, instruction_pairs, style_pairs
-from pipeline.stages.curate.redact import redact
-from pipeline.stages.curate.sources import Quarantine, write_raw_shards
-from pipeline.stages.curate.split import SPLITS, split_of
-from pipeline.stages.curate.user_data import read_instructions, read_preferences
-from pipeline.stages.step import InputError, Step, read_jsonl, write_json, write_jsonl
+import numpy as np
+import orjson
+from nemo_curator.tasks import FileGroupTask
 
-LEAK_THRESHOLD = 0.5  # documents at least this alike stay on one side of the split
-Records = dict[str, list[dict[str, Any]]]
+from pipeline.schema import Curate, Model
+from pipeline.stages.curate import blend, passes, reading, tokens
+from pipeline.stages.curate.account import Account
+from pipeline.stages.curate.decontaminate import Grams
+from pipeline.stages.curate.drivers import Driver, driver
+from pipeline.stages.curate.duplicates.find import Corpus, Found
+from pipeline.stages.curate.duplicates.measures import Signatures, Standing
+from pipeline.stages.curate.finish import Finish, GramCount, cut, shuffle_key
+from pipeline.stages.curate.pair_data import make_pairs
+from pipeline.stages.curate.readers.lines import read_objects
+from pipeline.stages.curate.shards import DOCUMENTS, FolderWork, Measure, ShardWork, read_counts, read_rows
+from pipeline.stages.curate.split import SPLITS, assign
+from pipeline.stages.step import InputError, Step
+
+TRAIN = SPLITS.index("train")
 
 
 def run(step: Step) -> None:
     """Curate the recipe's sources; see the module's docstring for the order of the work."""
-    curate, model = step.section(Curate), step.section(Model)
-    workers = curate.workers or step.threads
-    step.phase("read sources")
-    raw, quarantine = write_raw_shards(step, curate, workers)
-    step.phase("clean and filter")
-    shards, dropped, redacted = clean_shards(step, raw, curate.filters, curate.redact, workers)
-    documents = [record for shard in shards for record in read_jsonl(shard)]
-    raw_count = len(documents) + sum(dropped.values())
-    step.phase("find duplicates")
-    documents, groups = _deduplicate(documents, curate, workers, dropped)
-    if not documents:
-        reasons = ", ".join(f"{count:,} by {name}" for name, count in dropped.most_common() if count)
-        raise InputError(f"curate: no document is left of {raw_count:,}: {reasons}; loosen curate.filters")
-    step.phase("make data sets")
-    by_split = _split(documents, groups, curate)
-    left_out: Counter[str] = Counter()
-    data = {
-        "pretrain": _documents_set(by_split, curate),
-        **_pairs(step, by_split, curate, quarantine, redacted, left_out),
-    }
-    quarantine.check(curate.max_bad_share)
-    for name, splits in data.items():
-        for split in SPLITS:
-            write_jsonl(step.output / name / f"{split}.jsonl", splits[split])
-    write_jsonl(step.output / "quarantine.jsonl", quarantine.bad)
-    step.phase("train the tokenizer")
-    train_tokens = _tokenizer(step, data, model)
-    sizes = {name: {split: len(splits[split]) for split in SPLITS} for name, splits in data.items()}
-    report = {
-        "documents": {"raw": raw_count, "kept": len(documents), "dropped": dict(sorted(dropped.items()))},
-        "unreadable_records": len(quarantine.bad),
-        "redacted": dict(sorted(redacted.items())),
-        "left_out_of_pairs": dict(sorted(left_out.items())),
-        "sizes": sizes,
-        "preference_kinds": {
-            split: dict(sorted(Counter(pair["kind"] for pair in data["preference"][split]).items()))
-            for split in SPLITS
-        },
-        "chosen_shorter_share": _shorter_share(data["preference"]["train"]),
-        "pretrain_train_tokens": train_tokens,
-    }
-    write_json(step.output / "report.json", report)
-    if quarantine.bad:
-        step.warning(f"{len(quarantine.bad):,} input records could not be read; see quarantine.jsonl")
-    if not data["sft"]["train"]:
-        step.warning(
-            "no document gave an instruction pair (no titles or summaries); see the README, 'Your own documents'"
+    curation = Curation(step)
+    raw = curation.read()
+    shards = curation.pass_through(raw)
+    folders = curation.finish(shards)
+    curation.write(folders)
+    curation.report(raw)
+
+
+class Curation:
+    """One run of the stage: its settings, its driver, and the account of what happened."""
+
+    def __init__(self, step: Step) -> None:
+        self.step, self.curate, self.model = step, step.section(Curate), step.section(Model)
+        self.workers = self.curate.workers or step.threads
+        self.driver: Driver = driver(self.workers, step.extra.get("ray"))
+        self.account = Account(self.curate)
+
+    # -- documents ---------------------------------------------------------------------
+
+    def read(self) -> reading.Reading:
+        """Read all sources into raw shards."""
+        self.step.phase("read sources")
+        plan = reading.groups(self.curate)
+        path = self.step.state / "groups.json"
+        if not path.exists():
+            reading.write_plan(plan, path)
+            self.step.seal(path)
+        work = reading.ReadGroup(path, self.curate.sources, self.curate.max_record_mb << 20)
+        folders = self._map(work, "raw", [[str(number)] for number in range(len(plan))], "files")
+        raw = reading.account(folders)
+        raw.check(self.curate.max_bad_share)
+        if not raw.shards and not raw.dropped:
+            where = ", ".join(
+                source.path or f"packages {', '.join(source.packages)}" for source in self.curate.sources
+            )
+            raise InputError(f"curate.sources: no document was found in {where}")
+        self.account.read(raw)
+        return raw
+
+    def pass_through(self, raw: reading.Reading) -> list[Path]:
+        """All passes of the recipe; returns the shards of what is left, measured for the split."""
+        shards, removal = raw.shards, None
+        plan = passes.passes(self.curate)
+        near = self.curate.near_duplicates
+        view = Signatures(
+            "view", near.ngram, near.permutations, partial(cut, max_characters=self.curate.max_characters)
         )
-    step.finish(
-        metrics={**report, "inputs": quarantine.counts()},
-        headline=f"{len(documents):,} of {raw_count:,} documents, {sizes['sft']['train']:,} instruction and "
-        f"{sizes['preference']['train']:,} preference pairs",
-    )
+        for number, each in enumerate(plan):
+            last = number == len(plan) - 1
+            stages = passes.build(each.names, self.curate)
+            if removal is not None:
+                stages.insert(0, removal)
+            measured: list[Measure] = [Standing(), view] if last else passes.measures(each.whole, self.curate)
+            self.step.phase("clean and filter" if number == 0 else f"after {plan[number - 1].whole}")
+            work = ShardWork(stages, measured, self.curate.keep_dropped)
+            shards = self._map(work, f"pass-{number}", [[str(shard)] for shard in shards], "shards")
+            self.account.passed(shards)
+            if each.whole is not None:
+                removal = passes.removal(each.whole, self._duplicates(each.whole, number, shards))
+        if not any(read_counts(shard)["left"] for shard in shards):
+            raise InputError(
+                f"curate: no document is left of {self.account.raw:,}: {self.account.reasons()}; loosen curate.filters"
+            )
+        return shards
 
+    def _duplicates(self, whole: str, number: int, shards: list[Path]) -> Path:
+        self.step.phase(f"find {whole}")
+        target = self.step.state / f"found-{number}"
+        report = target / "report.json"
+        if not target.exists():
+            part, scratch = target.with_suffix(".part"), self.step.state / f"scratch-{number}"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            found: Found = passes.find_duplicates(
+                whole, shards, self.curate, part, scratch, self.step.progress
+            )
+            (part / report.name).write_bytes(orjson.dumps(found.report(), option=orjson.OPT_SORT_KEYS))
+            shutil.rmtree(scratch, ignore_errors=True)
+            part.rename(target)
+            self.step.seal(target)
+        self.account.duplicates[whole] = orjson.loads(report.read_bytes())
+        return target
 
-def _deduplicate(
-    documents: list[dict[str, Any]], curate: Curate, workers: int, dropped: Counter[str]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The documents without duplicates, and for each the name of its group of alike documents."""
-    first: dict[str, int] = {}
-    unique = []
-    for index, document in enumerate(documents):
-        if first.setdefault(content_key(document["text"]), index) == index:
-            unique.append(document)
-    dropped["exact duplicate"] += len(documents) - len(unique)
-    rows = signatures([document["text"] for document in unique], curate.dedup, workers)
-    leaders = clusters(rows, curate.dedup.bands, curate.dedup.threshold)
-    kept = [index for index, leader in enumerate(leaders) if leader == index]
-    dropped["near-duplicate"] += len(unique) - len(kept)
-    left = [unique[index] for index in kept]
-    # Alike in what the model will see: documents are cut, and long ones often begin alike.
-    seen = signatures(
-        [cut(document["text"], curate.max_characters) for document in left], curate.dedup, workers
-    )
-    loose = clusters(seen, seen.shape[1] // LEAK_ROWS, LEAK_THRESHOLD)
-    return left, [left[leader]["id"] for leader in loose]
+    # -- data sets ---------------------------------------------------------------------
 
+    def finish(self, shards: list[Path]) -> list[Path]:
+        """Split, train the tokenizer, and make every shard's records."""
+        self.step.phase("split")
+        splits = self.step.state / "splits.npy"
+        if not splits.exists():
+            scratch = self.step.state / "scratch-split"
+            np.save(splits, assign(shards, self.curate, scratch), allow_pickle=False)
+            shutil.rmtree(scratch, ignore_errors=True)
+            self.step.seal(splits)
+        starts = [str(int(start)) for start in Corpus(shards).starts[:-1]]
+        tasks = [[str(shard), start] for shard, start in zip(shards, starts, strict=True)]
+        grams = self._evaluation_data(shards, splits, tasks)
+        self.step.phase("train the tokenizer")
+        tokenizer = self._tokenizer(shards, splits)
+        self.step.phase("make records")
+        folders = self._map(Finish(self.curate, splits, tokenizer, grams), "finished", tasks, "shards")
+        self.account.finished(folders)
+        return folders
 
-def _split(documents: list[dict[str, Any]], groups: list[str], curate: Curate) -> Records:
-    by_split: Records = {split: [] for split in SPLITS}
-    for document, group in zip(documents, groups, strict=True):
-        by_split[split_of(group, curate.validation_share, curate.test_share)].append(document)
-    return by_split
-
-
-def _documents_set(by_split: Records, curate: Curate) -> Records:
-    return {
-        split: [
-            {
-                "id": document["id"],
-                "text": with_header(document["name"], document["text"], curate.max_characters),
-                "name": document["name"],
-                "source": document["source"],
-            }
-            for document in documents
+    def _evaluation_data(self, shards: list[Path], splits: Path, tasks: list[list[str]]) -> Path | None:
+        settings = self.curate.decontaminate
+        if "decontaminate" not in self.curate.stages:
+            return None
+        self.step.phase("find evaluation data")
+        target = self.step.state / "grams.npz"
+        if target.exists():
+            return target
+        sets: list[tuple[str, Iterator[str]]] = [
+            (Path(path).name, self._texts_of(path, settings.fields)) for path in settings.sets
         ]
-        for split, documents in by_split.items()
-    }
+        if settings.own_test:
+            sets.append(("held-out test documents", _texts(shards, splits, SPLITS.index("test"))))
+        every = self.step.state / "grams-all.npz"
+        if not every.exists():
+            Grams.of(sets, settings).save(every)
+            self.step.seal(every)
+        counts: Counter[int] = Counter()
+        for folder in self._map(GramCount(every, splits), "hits", tasks, "shards"):
+            with np.load(folder / "hits.npz", allow_pickle=False) as hits:
+                counts.update(dict(zip(hits["hashes"].tolist(), hits["counts"].tolist(), strict=True)))
+        common = np.array(
+            [gram for gram, count in counts.items() if count > settings.max_frequency], dtype=np.uint64
+        )
+        grams = Grams.load(every)
+        self.account.grams(grams, common)
+        grams.without(common).save(target)
+        self.step.seal(target)
+        return target
+
+    def _texts_of(self, path: str, fields: list[str]) -> Iterator[str]:
+        found = False
+        for read in read_objects(path, self.curate.max_record_mb << 20):
+            if not isinstance(read, tuple):
+                raise InputError(f"{path}:{read.place}: {read.reason}; an evaluation set must be whole")
+            for name in fields:
+                if isinstance(read[1].get(name), str):
+                    found = True
+                    yield read[1][name]
+        if not found:
+            raise InputError(
+                f"curate.decontaminate.sets: no record of {path} has one of the fields {', '.join(fields)} "
+                "(curate.decontaminate.fields)"
+            )
+
+    def _tokenizer(self, shards: list[Path], splits: Path) -> Path:
+        folder = self.step.output / "tokenizer"
+        if self.step.base_model:
+            tokens.copy_tokenizer(self.step.base_model, folder)
+            return folder
+        kept = self.step.state / "tokenizer"
+        if not kept.exists():
+            os.environ["RAYON_NUM_THREADS"] = str(self.step.threads)
+            os.environ["TOKENIZERS_PARALLELISM"] = "true"
+            part = kept.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            texts = self._tokenizer_texts(shards, splits)
+            tokens.train_tokenizer(texts, self.model.vocab_size, self.model.context, part)
+            part.rename(kept)
+            self.step.seal(kept)
+        shutil.copytree(kept, folder)
+        return folder
+
+    def _tokenizer_texts(self, shards: list[Path], splits: Path) -> Iterator[str]:
+        """The training documents' texts, or a sample of them by the hash of their ids."""
+        assigned = np.load(splits, mmap_mode="r", allow_pickle=False)
+        documents, most = int((assigned == TRAIN).sum()), self.curate.tokenizer_documents
+        limit = (1 << 64) if not most or documents <= most else (1 << 64) * most // documents
+        for row in _rows(shards, assigned, TRAIN):
+            if shuffle_key(row["id"]) < limit:
+                yield f"# {row['name']}\n" + cut(row["text"], self.curate.max_characters)
+
+    def write(self, folders: list[Path]) -> None:
+        """Blend, shuffle and write the pre-training data; make the pairs."""
+        self.step.phase("write data sets")
+        names = blend.data_sets(folders)
+        blends: dict[str, blend.Blend] = {}
+        try:
+            for name in names:
+                if name.endswith(".train"):
+                    blends[name] = blend.weigh(folders, name.removesuffix(".train"), self.curate)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        tasks, wanted = [], []
+        for name in names:
+            size = blend.bytes_of(folders, name, blends.get(name))
+            count = max(1, -(-size // (self.curate.shard_mb << 20)))
+            tasks += [[name, str(number), str(count)] for number in range(count)]
+            wanted += [(name, number) for number in range(count)]
+        written = self._map(blend.Shuffle(folders, blends, self.curate.format), "written", tasks, "shards")
+        for (name, number), folder in zip(wanted, written, strict=True):
+            data_set, split = name.rsplit(".", 1)
+            for file in folder.iterdir():
+                target = self.step.output / data_set / split / f"{number:05d}{file.suffix}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+        for split in SPLITS:  # a split without a document is an empty shard, not a missing one
+            folder = self.step.output / "pretrain" / split
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                (folder / "00000.jsonl").write_bytes(b"")
+        self.account.blended(blends)
+        if self.curate.format.endswith("+megatron"):
+            self.step.phase("tokenise for Megatron")
+            tokens.write_megatron(self.step.output, self.step.output / "tokenizer", names)
+        self.step.phase("make pairs")
+        make_pairs(self.step, self.curate, folders, self.account)
+
+    def report(self, raw: reading.Reading) -> None:
+        """Write the account and end the step."""
+        self.account.write(self.step, raw)
+
+    # -- the driver --------------------------------------------------------------------
+
+    def _map(self, work: FolderWork, name: str, tasks: list[list[str]], unit: str) -> list[Path]:
+        """Do a piece of work for every task; returns the folders ``state/NAME/00000`` ... in order."""
+        folder = self.step.state / name
+        folder.mkdir(exist_ok=True)
+        work.workers = self.workers
+        targets = [folder / f"{number:05d}" for number in range(len(tasks))]
+        waiting = [
+            FileGroupTask(dataset_name="documents", data=[*task, str(target)])
+            for task, target in zip(tasks, targets, strict=True)
+            if not target.exists()
+        ]
+        done = len(tasks) - len(waiting)
+        for finished in self.driver.run(work, waiting):
+            self.step.seal(finished)
+            done += 1
+            self.step.progress(done, len(tasks), unit)
+        return targets
 
 
-def with_header(name: str, text: str, max_characters: int) -> str:
-    """A pre-training document: its name on a line of its own, then its text, cut at a word."""
-    return f"# {name}\n{cut(text, max_characters)}" if name else cut(text, max_characters)
+def _rows(shards: list[Path], splits: Any, split: int) -> Iterator[dict[str, Any]]:
+    place = 0
+    for shard in shards:
+        for row in read_rows(shard / DOCUMENTS):
+            if splits[place] == split:
+                yield row
+            place += 1
 
 
-def cut(text: str, max_characters: int) -> str:
-    """The text up to the last whole word within ``max_characters`` (0: all of it)."""
-    if not max_characters or len(text) <= max_characters:
-        return text
-    return text[:max_characters].rsplit(None, 1)[0]
-
-
-def _pairs(
-    step: Step,
-    by_split: Records,
-    curate: Curate,
-    quarantine: Quarantine,
-    redacted: Counter[str],
-    left_out: Counter[str],
-) -> dict[str, Records]:
-    sft: Records = {}
-    preference: Records = {}
-    for done, split in enumerate(SPLITS, start=1):
-        documents = by_split[split]
-        pairs = instruction_pairs(documents, left_out)
-        by_id = {document["id"]: document for document in documents}
-        style = style_pairs(by_id, pairs, left_out)
-        content = content_pairs(style, left_out)
-        if split == "train":
-            content = [pair for pair in content if hashed("share", pair["id"]) / 2**64 < curate.content_share]
-        sft[split], preference[split] = pairs, style + content
-        step.progress(done, len(SPLITS), "splits")
-    for read, role, path, target in (
-        (read_instructions, "instructions", curate.instructions, sft),
-        (read_preferences, "preferences", curate.preferences, preference),
-    ):
-        quarantine.role = role
-        for record in read(Path(path), quarantine) if path else ():
-            for key in ("prompt", "chosen", "rejected"):
-                if key in record:
-                    record[key] = redact(record[key], curate.redact, redacted)
-            for message in record.get("messages", ()):
-                message["content"] = redact(message["content"], curate.redact, redacted)
-            # Equal prompts stay on one side.
-            group = content_key(record.get("prompt") or record["messages"][0]["content"])
-            target[split_of(group, curate.validation_share, curate.test_share)].append(record)
-    for records in (sft, preference):
-        # No answer of the test stands word for word in the training data.
-        known = {_answer(record) for record in records["train"]}
-        for split in ("validation", "test"):
-            fresh = [record for record in records[split] if _answer(record) not in known]
-            left_out["held-out answer also in training"] += len(records[split]) - len(fresh)
-            records[split] = fresh
-        for split in SPLITS:
-            records[split].sort(key=lambda record: hashed("order", record["id"]))
-        if curate.max_pairs:
-            left_out["beyond max_pairs"] += max(0, len(records["train"]) - curate.max_pairs)
-            records["train"] = records["train"][: curate.max_pairs]
-    return {"sft": sft, "preference": preference}
-
-
-def _answer(record: dict[str, Any]) -> str:
-    return str(record["chosen"] if "chosen" in record else record["messages"][-1]["content"])
-
-
-def _tokenizer(step: Step, data: dict[str, Records], model: Model) -> int:
-    folder = step.output / "tokenizer"
-    texts = [record["text"] for record in data["pretrain"]["train"]]
-    if step.base_model:
-        tokens.copy_tokenizer(step.base_model, folder)
-    else:
-        chats = [m["content"] for record in data["sft"]["train"] for m in record["messages"]]
-        os.environ["RAYON_NUM_THREADS"] = str(step.threads)
-        os.environ["TOKENIZERS_PARALLELISM"] = "true"
-        tokens.train_tokenizer([*texts, *chats], model.vocab_size, model.context, folder)
-    return tokens.count_tokens(folder, texts)
-
-
-def _shorter_share(pairs: list[dict[str, Any]]) -> float | None:
-    style = [pair for pair in pairs if pair["kind"] == "style"]
-    if not style:
-        return None
-    return sum(len(pair["chosen"]) < len(pair["rejected"]) for pair in style) / len(style)
+def _texts(shards: list[Path], splits: Path, split: int) -> Iterator[str]:
+    assigned = np.load(splits, mmap_mode="r", allow_pickle=False)
+    return (row["text"] for row in _rows(shards, assigned, split))

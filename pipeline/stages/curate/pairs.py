@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.stages.curate.styles import mend, spoil
@@ -31,31 +32,39 @@ def hashed(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(parts).encode("utf-8")).digest()[:8], "big")
 
 
-def instruction_pairs(documents: list[dict[str, Any]], left_out: Counter[str]) -> list[dict[str, Any]]:
-    """Questions that spell out a qualified name, answered as the documentation's authors did."""
-    pairs: list[dict[str, Any]] = []
+def candidates(document: dict[str, Any]) -> tuple[list[dict[str, Any]], str | None]:
+    """The instruction pairs that one document gives, or none and why.
+
+    Questions spell out a qualified name and are answered as the documentation's authors did.
+    """
+    name, kind = document["name"], document["kind"]
+    if not name:
+        return [], "no title"
+    answer = summary(document["text"])
+    if answer is None:
+        return [], "no usable summary"
+    pairs = [_chat(document, kind, QUESTIONS[kind].format(name=name), answer)]
+    if kind in ("function", "method") and hashed("parameter", document["id"]) % PARAMETER_SHARE == 0:
+        described = sorted(parameters(document["text"]).items())
+        if described:
+            parameter, meaning = described[hashed("which", document["id"]) % len(described)]
+            question = PARAMETER_QUESTION.format(parameter=parameter, name=name)
+            pairs.append(_chat(document, "parameter", question, meaning))
+    return pairs, None
+
+
+def limited(pairs: Iterable[list[dict[str, Any]]], left_out: Counter[str]) -> list[dict[str, Any]]:
+    """The pairs of all documents, without those whose answer many before them have."""
+    kept: list[dict[str, Any]] = []
     answers: Counter[str] = Counter()
-    for document in documents:
-        name, kind = document["name"], document["kind"]
-        if not name:
-            left_out["no title"] += 1
-            continue
-        answer = summary(document["text"])
-        if answer is None:
-            left_out["no usable summary"] += 1
-            continue
+    for own in pairs:
+        answer = own[0]["messages"][1]["content"]
         answers[answer] += 1
         if answers[answer] > SAME_ANSWER:
             left_out["the same answer too often"] += 1
-            continue
-        pairs.append(_chat(document, kind, QUESTIONS[kind].format(name=name), answer))
-        if kind in ("function", "method") and hashed("parameter", document["id"]) % PARAMETER_SHARE == 0:
-            described = sorted(parameters(document["text"]).items())
-            if described:
-                parameter, meaning = described[hashed("which", document["id"]) % len(described)]
-                question = PARAMETER_QUESTION.format(parameter=parameter, name=name)
-                pairs.append(_chat(document, "parameter", question, meaning))
-    return pairs
+        else:
+            kept += own
+    return kept
 
 
 def _chat(document: dict[str, Any], about: str, question: str, answer: str) -> dict[str, Any]:
@@ -64,12 +73,11 @@ def _chat(document: dict[str, Any], about: str, question: str, answer: str) -> d
         "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
         "name": document["name"],
         "about": about,
+        "arguments": document["arguments"],
     }
 
 
-def style_pairs(
-    documents: dict[str, dict[str, Any]], instructions: list[dict[str, Any]], left_out: Counter[str]
-) -> list[dict[str, Any]]:
+def style_pairs(instructions: list[dict[str, Any]], left_out: Counter[str]) -> list[dict[str, Any]]:
     """Pairs of one content in two forms: the house style, and another that is not.
 
     Where the authors' own summary is in house style it is ``chosen``; where it can be
@@ -79,7 +87,6 @@ def style_pairs(
     for item in instructions:
         if item["about"] == "parameter":
             continue
-        document = documents[item["id"].removesuffix(f"/{item['about']}")]
         question, written = item["messages"][0]["content"], item["messages"][1]["content"]
         compliant = mend(written, item["about"])
         if compliant is None:
@@ -88,7 +95,7 @@ def style_pairs(
         rejected: str | None = written
         if compliant == written:
             choice = hashed("spoil", item["id"])
-            rejected = spoil(compliant, item["about"], item["name"], document["arguments"], choice)
+            rejected = spoil(compliant, item["about"], item["name"], item["arguments"], choice)
         if rejected is None:
             left_out["no rule leads out of house style"] += 1
             continue

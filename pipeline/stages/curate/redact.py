@@ -1,58 +1,249 @@
-"""Personal data in documents, replaced by a tag and counted by kind.
+"""Personal data and secrets in texts: found by Presidio, phonenumbers and detect-secrets.
 
-The patterns are narrow on purpose: this corpus is full of version numbers, dates and
-matrices, and a wrong replacement damages what the model learns.  E-mail follows RFC 5322's
-dot-atom; addresses must be public (:mod:`ipaddress`); telephone numbers must be written
-with a country code or in the North American form; keys by their issuers' published
-prefixes.
+Microsoft Presidio's pattern recognisers tell e-mail addresses, telephone numbers (through
+Google's ``phonenumbers``), IP addresses, card numbers (Luhn), IBANs (ISO 7064), national
+identity numbers (each country's check digits) and Bitcoin addresses; the patterns of
+Yelp's ``detect-secrets`` tell keys and tokens of services.  Recognisers that go by names,
+places or bare numbers are left out: they need a language model and would damage a corpus
+full of versions, dates and matrices.
+
+Every kind has an action: ``replace`` by its tag (``<EMAIL>``), ``hash`` (a tag with the
+first digits of the find's SHA-256, so that equal finds stay equal), ``drop`` the document,
+or ``keep``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
-EMAIL = re.compile(
-    r"(?<![\w.+-])[A-Za-z0-9_][\w.+-]{0,63}(?:@| (?:at|AT) |\s?[\[<(]at[\]>)]\s?)"
-    r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}\b"
-)
-IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\d)")
-PHONE = re.compile(
-    r"(?<![\w.+-])(?:\+\d{1,3}[ .-]\(?\d{1,4}\)?(?:[ .-]\d{2,4}){2,4}|\(\d{3}\) ?\d{3}-\d{4}|\d{3}-\d{3}-\d{4})(?![\w-])"
-)
-API_KEY = re.compile(
-    r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|sk-[A-Za-z0-9_-]{20,}|hf_[A-Za-z0-9]{30,}"
-    r"|xox[abprs]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{35})\b"
-    r"|-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----.*?-----END (?:[A-Z]+ )?PRIVATE KEY-----",
-    re.DOTALL,
-)
-PATTERNS = {"email": EMAIL, "ipv4": IPV4, "phone": PHONE, "api_key": API_KEY}
+from nemo_curator.backends.base import WorkerMetadata
+
+from pipeline.schema import Redact
+from pipeline.stages.curate.text_stages import Ledger, TextStage
+
+KINDS = ("email", "phone", "ip", "credit_card", "iban", "national_id", "secret", "crypto_wallet")
+# Checksums and national formats; the rest of Presidio's go by bare digits.
+NATIONAL = (
+    "UsSsnRecognizer", "UsItinRecognizer", "NhsRecognizer", "EsNifRecognizer", "EsNieRecognizer",
+    "ItFiscalCodeRecognizer", "PlPeselRecognizer", "FiPersonalIdentityCodeRecognizer",
+    "InAadhaarRecognizer", "AuTfnRecognizer", "SgFinRecognizer",
+)  # fmt: skip
+SURE = 0.5  # Presidio's score of a find that its pattern or check digit alone proves
+# What a text must hold for a recogniser to find anything; one quick look instead of a search.
+MAY_HOLD = {
+    "email": re.compile(r"@[\w-]+\."),
+    "phone": re.compile(r"(?<![\d.])\(?\d[\d ().\-/]{5,}\d(?![\d]|\.\d)"),
+    "ip": re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d|[0-9A-Fa-f]:[0-9A-Fa-f:]*:"),
+    "credit_card": re.compile(r"\d(?:[ -]?\d){11}"),
+    "iban": re.compile(r"[A-Z]{2}\d{2}[ -]?[A-Z0-9]{4}"),
+    "national_id": re.compile(r"(?<![\d.])\d[\d -]{5,}\d|\b(?=[A-Z]*\d)[A-Z0-9]{8,16}\b"),
+    "secret": re.compile(r"[A-Za-z0-9_-]{20}|PRIVATE KEY"),
+    "crypto_wallet": re.compile(r"(?:bc1|[13])[A-Za-z0-9]{25}"),
+}
+# Services that detect-secrets does not know, by their issuers' published prefixes; and whole
+# private keys, of which it reports the first line only.
+MORE_SECRETS = (
+    re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----.*?-----END (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----", re.DOTALL),
+    re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
+    re.compile(r"\bAIza[0-9A-Za-z_-]{35}\b"),
+    re.compile(r"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{20,}\b"),
+    re.compile(r"\bnvapi-[A-Za-z0-9_-]{40,}\b"),
+    re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}\b"),
+    re.compile(r"\bgithub_pat_[A-Za-z0-9_]{36,}\b"),
+)  # fmt: skip
+BEFORE_A_PART = re.compile(r"[\w.+=#-]$|\d,$")
+AFTER_A_PART = re.compile(r"\w|[.,]\d|[+-]\d")
+CONTEXT = 60  # characters before a bare number in which a word must say what it is
+PHONE_WORDS = ("phone", "telephone", "tel", "mobile", "cell", "call", "fax", "whatsapp")
+# detect-secrets' detectors by format; those by key word or entropy report too much in prose.
+DETECTORS = (
+    "ArtifactoryDetector", "AWSKeyDetector", "AzureStorageKeyDetector", "DiscordBotTokenDetector",
+    "GitHubTokenDetector", "GitLabTokenDetector", "JwtTokenDetector", "MailchimpDetector", "NpmDetector",
+    "OpenAIDetector", "PrivateKeyDetector", "PypiTokenDetector", "SendGridDetector", "SlackDetector",
+    "SquareOAuthDetector", "StripeDetector", "TelegramBotTokenDetector", "TwilioKeyDetector",
+)  # fmt: skip
 
 
-def redact(text: str, kinds: list[str], counts: Counter[str]) -> str:
-    """The text with every find of the given kinds replaced by ``<KIND>``; adds to ``counts``."""
+@dataclass(frozen=True)
+class Find:
+    """Personal data at ``text[start:end]``."""
+
+    start: int
+    end: int
+    kind: str
+
+
+class RedactText(TextStage):
+    """The redaction of a recipe as a stage; finds are counted by kind and action."""
+
+    def __init__(self, settings: Redact) -> None:
+        super().__init__("redact")
+        self.settings = settings
+
+    def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
+        """Build the recognisers."""
+        self._actions = {kind: getattr(self.settings, kind) for kind in KINDS}
+        self._wanted = tuple(kind for kind in KINDS if self._actions[kind] != "keep")
+        self._regions = tuple(self.settings.phone_regions)
+        for kind in self._wanted:
+            searchers(kind, self._regions)
+
+    def one(self, text: str, ledger: Ledger) -> tuple[str | None, str]:
+        """The text with its finds replaced; None where one of them drops the document."""
+        found = finds(text, self._wanted, self._regions)
+        for find in found:
+            ledger.found[find.kind, self._actions[find.kind]] += 1
+        fatal = next((f.kind for f in found if self._actions[f.kind] == "drop"), None)
+        if fatal is not None:
+            return None, f"holds {fatal}"
+        return redacted(text, found, self._actions), ""
+
+
+def finds(text: str, kinds: tuple[str, ...], regions: tuple[str, ...]) -> list[Find]:
+    """What is found in a text, in order and without overlaps (the longer find wins)."""
+    found = []
     for kind in kinds:
-        text = PATTERNS[kind].sub(_replacement(kind, counts), text)
-    return text
+        look = MAY_HOLD.get(kind)
+        if look is not None and not look.search(text):
+            continue
+        for search in searchers(kind, regions):
+            found += [Find(start, end, kind) for start, end in search(text)]
+    found.sort(key=lambda f: (f.start, f.start - f.end, KINDS.index(f.kind)))
+    left: list[Find] = []
+    for find in found:
+        if not left or find.start >= left[-1].end:
+            left.append(find)
+    return left
 
 
-def _replacement(kind: str, counts: Counter[str]) -> Callable[[re.Match[str]], str]:
-    def replace(match: re.Match[str]) -> str:
-        found = match.group(0)
-        if kind == "ipv4" and not _is_public(found):
-            return found
-        if kind == "email" and " " in found and "." not in found.split()[-1]:
-            return found
-        counts[kind] += 1
-        return f"<{kind.upper()}>"
+def redacted(text: str, found: list[Find], actions: dict[str, str]) -> str:
+    """The text with every find replaced as its kind's action says."""
+    parts, at = [], 0
+    for find in found:
+        value = text[find.start : find.end]
+        tag = find.kind.upper()
+        if actions[find.kind] == "hash":
+            tag += ":" + hashlib.sha256(f"{find.kind}\0{value}".encode("utf-8", "replace")).hexdigest()[:12]
+        parts += [text[at : find.start], f"<{tag}>"]
+        at = find.end
+    return "".join([*parts, text[at:]])
 
-    return replace
+
+Search = Callable[[str], Iterator[tuple[int, int]]]
 
 
-def _is_public(address: str) -> bool:
+@cache
+def searchers(kind: str, regions: tuple[str, ...]) -> tuple[Search, ...]:
+    """The functions that yield the (start, end) pairs of a kind's finds."""
+    if kind == "secret":
+        return tuple(_pattern(pattern) for pattern in (*MORE_SECRETS, *_detect_secrets()))
+    import tldextract.tldextract as domains
+    from presidio_analyzer import predefined_recognizers as known
+
+    # Its list of public suffixes comes with the package; nothing is fetched.
+    domains.TLD_EXTRACTOR = domains.TLDExtract(cache_dir=None, suffix_list_urls=())
+    if kind == "phone":
+        return (
+            _phones(
+                _presidio(known.PhoneRecognizer(supported_regions=list(regions), leniency=3), 0.0, _is_phone)
+            ),
+        )
+    names = {
+        "email": ("EmailRecognizer",),
+        "ip": ("IpRecognizer",),
+        "credit_card": ("CreditCardRecognizer",),
+        "iban": ("IbanRecognizer",),
+        "crypto_wallet": ("CryptoRecognizer",),
+        "national_id": NATIONAL,
+    }[kind]
+    keep = {"ip": _is_public, "credit_card": _is_whole_number, "national_id": _is_national}.get(kind, _always)
+    return tuple(_presidio(getattr(known, name)(), SURE, keep) for name in names)
+
+
+Judge = Callable[[str, int, int, Any], bool]  # (text, start, end, recogniser) -> is it one?
+
+
+def _presidio(recognizer: Any, least: float, keep: Judge) -> Search:
+    entities = recognizer.supported_entities
+
+    def search(text: str) -> Iterator[tuple[int, int]]:
+        for result in recognizer.analyze(text, entities, None):
+            if result.score >= least and keep(text, result.start, result.end, recognizer):
+                yield result.start, result.end
+
+    return search
+
+
+def _phones(search: Search) -> Search:
+    """The search, for texts only where some digits are written as a number may be (it is slow)."""
+
+    def quick(text: str) -> Iterator[tuple[int, int]]:
+        for match in MAY_HOLD["phone"].finditer(text):
+            if _is_phone(text, *match.span(), None) or text[match.start() - 1 : match.start()] == "+":
+                yield from search(text)
+                return
+
+    return quick
+
+
+def _always(text: str, start: int, end: int, recognizer: Any) -> bool:
+    return True
+
+
+def _is_public(text: str, start: int, end: int, recognizer: Any) -> bool:
+    """Public addresses only; ``1::`` in a text on slices is an address by its letter alone."""
+    found = text[start:end]
+    if ":" in found and sum(bool(group) for group in found.split(":")) < 4:
+        return False
     try:
-        return ipaddress.ip_address(address).is_global
+        return ipaddress.ip_address(found).is_global
     except ValueError:
         return False
+
+
+def _is_whole_number(text: str, start: int, end: int, recognizer: Any) -> bool:
+    """Not the digits of a decimal fraction, a version or a longer name."""
+    return not BEFORE_A_PART.search(text[max(0, start - 2) : start]) and not AFTER_A_PART.match(text, end)
+
+
+def _is_national(text: str, start: int, end: int, recognizer: Any) -> bool:
+    """Bare digits with a right check digit are an identity only where the text speaks of one."""
+    if not _is_whole_number(text, start, end, recognizer):
+        return False
+    return not text[start:end].isdigit() or _speaks_of(text, start, recognizer.context)
+
+
+def _is_phone(text: str, start: int, end: int, recognizer: Any) -> bool:
+    """Written as telephone numbers are, or a bare number where the text speaks of one."""
+    found = text[start:end]
+    if not _is_whole_number(text, start, end, recognizer):
+        return False
+    if found.startswith(("+", "(", "00")) or len(re.findall(r"\d[ ./-]+(?=\d)", found)) >= 2:
+        return "," not in text[start - 1 : start] + text[end : end + 1] or found.startswith("+")
+    return _speaks_of(text, start, PHONE_WORDS)
+
+
+def _speaks_of(text: str, start: int, words: Any) -> bool:
+    before = text[max(0, start - CONTEXT) : start].lower()
+    return any(re.search(rf"\b{re.escape(word.lower())}\b", before) for word in words or ())
+
+
+def _pattern(pattern: re.Pattern[str]) -> Search:
+    def search(text: str) -> Iterator[tuple[int, int]]:
+        for match in pattern.finditer(text):
+            yield match.span()
+
+    return search
+
+
+def _detect_secrets() -> list[re.Pattern[str]]:
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+
+    classes = {cls.__name__: cls for cls in get_mapping_from_secret_type_to_class().values()}
+    return [pattern for name in DETECTORS for pattern in classes[name]().denylist]

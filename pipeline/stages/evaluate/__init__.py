@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from pipeline.schema import Evaluate, Model
+from pipeline.stages.data_sets import documents
 from pipeline.stages.models import available_models, load_tokenizer, model_folder
 from pipeline.stages.step import Step, write_json
 
@@ -83,10 +84,10 @@ def _context(step: Step, name: str) -> int:
 
 
 def _ngrams(step: Step, tokenizer: Any, context: int) -> tuple[Any, Any]:
-    from pipeline.engines.automodel.examples import document_examples, read_records
+    from pipeline.engines.automodel.examples import document_examples
     from pipeline.stages.evaluate.ngram import Bigram, Unigram
 
-    texts = [record["text"] for record in read_records(step.inputs["data"] / "pretrain" / "train.jsonl")]
+    texts = [record["text"] for record in documents(step.inputs["data"], "train")]
     examples, _ = document_examples(tokenizer, texts, context)
     inputs, labels = examples.inputs.numpy(), examples.labels.numpy()
     return Unigram(labels, len(tokenizer)), Bigram(inputs, labels, len(tokenizer))

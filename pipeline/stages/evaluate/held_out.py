@@ -15,6 +15,7 @@ from pipeline.engines.automodel.examples import (
     spread,
 )
 from pipeline.schema import Evaluate
+from pipeline.stages.data_sets import documents
 
 
 @dataclass
@@ -36,9 +37,9 @@ class HeldOut:
 
 def read_held_out(data: Path, tokenizer: Any, settings: Evaluate, context: int) -> HeldOut:
     """Read and tokenise the test split of curation's artifact."""
-    every = read_records(data / "pretrain" / "test.jsonl")
+    every = list(documents(data, "test"))
     texts = [every[place]["text"] for place in spread(len(every), settings.max_documents)]
-    documents, _ = document_examples(tokenizer, texts, context)
+    held_out, _ = document_examples(tokenizer, texts, context)
     records = read_records(data / "sft" / "test.jsonl")
     pairs = records[: settings.max_pairs]
     other = swap_questions(pairs)
@@ -62,7 +63,7 @@ def read_held_out(data: Path, tokenizer: Any, settings: Evaluate, context: int) 
         record for record in records if record.get("about") != "parameter" and len(record["messages"]) == 2
     ]
     return HeldOut(
-        documents, answers, swapped_answers, preferences, questions[: settings.generations], skipped
+        held_out, answers, swapped_answers, preferences, questions[: settings.generations], skipped
     )
 
 

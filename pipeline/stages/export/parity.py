@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from pipeline import schema
+from pipeline.stages.data_sets import documents
 from pipeline.stages.export.repository import model_files
 from pipeline.stages.step import InputError, Step, read_jsonl
 
@@ -131,7 +132,7 @@ def held_out(step: Step, count: int) -> list[list[dict[str, str]]]:
         found += [[*r["messages"][:2], r["messages"][0]] for r in records if len(r["messages"]) >= 2]
     for split in ("test", "validation", "train"):
         if len(found) < count:
-            for record in read_jsonl(data / "pretrain" / f"{split}.jsonl"):
+            for record in documents(data, split):
                 opening = {"role": "user", "content": record["text"][:OPENING].strip()}
                 found.append([opening, {**opening, "role": "assistant"}, opening])
     if len(found) < count:

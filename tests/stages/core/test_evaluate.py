@@ -141,8 +141,8 @@ def test_empty_test_data_is_named_and_breaks_nothing(
 
     data = tmp_path / "data"
     shutil.copytree(curated, data)
-    for name in ("sft", "preference", "pretrain"):
-        (data / name / "test.jsonl").write_text("")
+    for file in ("sft/test.jsonl", "preference/test.jsonl", "pretrain/test/00000.jsonl"):
+        (data / file).write_text("")
     pretrained = run_stage("pretrain", tmp_path / "pretrain", {"data": curated}, pretrain={"max_steps": 3})
     work = run_stage("evaluate", tmp_path / "w", {"data": data, "pretrain": pretrained / "output"})
     report = json.loads((work / "output" / "evaluation.json").read_text())

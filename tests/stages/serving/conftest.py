@@ -112,10 +112,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder / "data" / "tokenizer")
-    for name in ("sft", "pretrain"):
-        (folder / "data" / name).mkdir()
-        for split in ("train", "validation", "test"):
-            (folder / "data" / name / f"{split}.jsonl").write_text("")
+    for split in ("train", "validation", "test"):
+        for file in (f"sft/{split}.jsonl", f"pretrain/{split}/00000.jsonl"):
+            (folder / "data" / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / "data" / file).write_text("")
     with open(folder / "data" / "sft" / "test.jsonl", "w", encoding="utf-8") as handle:
         for number in range(PROMPTS):
             question = f"What does `socket.{words[number]}` do? é{number}\n"

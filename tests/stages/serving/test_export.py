@@ -59,7 +59,7 @@ def test_parity_prompts_come_from_wherever_there_are_some(inputs: dict[str, Path
     questions = (data / "sft" / "test.jsonl").read_text().splitlines()
     (data / "sft" / "test.jsonl").write_text("\n".join(questions[:3]) + "\n")
     documents = [json.dumps({"text": f"Document {place} says something. " * 9}) for place in range(10)]
-    (data / "pretrain" / "test.jsonl").write_text("\n".join(documents) + "\n")
+    (data / "pretrain" / "test" / "00000.jsonl").write_text("\n".join(documents) + "\n")
     step = Step(
         "export", "pipeline.stages.export", "r", "0" * 64, {}, {"data": data}, None, tmp_path / "w", 1
     )

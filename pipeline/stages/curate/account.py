@@ -1,0 +1,239 @@
+"""The account of a curation: every document's fate, and the figures of the data card.
+
+The counts reconcile exactly, and a run whose counts do not is an error: documents read =
+documents kept + documents dropped, each by a stage for a reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pipeline.schema import Curate
+from pipeline.stages.curate.blend import Blend
+from pipeline.stages.curate.decontaminate import Grams
+from pipeline.stages.curate.reading import Reading
+from pipeline.stages.curate.shards import DROPPED, nested, read_counts
+from pipeline.stages.curate.split import SPLITS
+from pipeline.stages.curate.user_data import UserData
+from pipeline.stages.step import Step, write_json, write_jsonl
+
+READING = "reading"  # the stage that pages without main text are dropped by
+
+
+class Account:
+    """Collects what happened while it happens; :meth:`write` publishes it."""
+
+    def __init__(self, curate: Curate) -> None:
+        self.curate = curate
+        self.raw = self.kept = self.pieces = 0
+        self.dropped: Counter[tuple[str, str]] = Counter()
+        self.redacted: Counter[tuple[str, str]] = Counter()
+        self.languages: dict[str, Counter[str]] = {"before": Counter(), "after": Counter()}
+        self.lengths: dict[str, Counter[str]] = {"after": Counter(), "tokens": Counter()}
+        self.changed: Counter[str] = Counter()
+        self.flow: dict[str, list[int]] = {}
+        self.hits: Counter[str] = Counter()
+        self.sets: dict[str, dict[str, int]] = {}
+        self.duplicates: dict[str, dict[str, Any]] = {}
+        self.blend: dict[str, Blend] = {}
+        self.left_out: Counter[str] = Counter()
+        self.users: list[UserData] = []
+        self.shards: list[Path] = []
+        self.sizes: dict[str, dict[str, int]] = {}
+        self.preference_kinds: dict[str, dict[str, int]] = {}
+        self.shorter: float | None = None
+
+    # -- collecting --------------------------------------------------------------------
+
+    def read(self, raw: Reading) -> None:
+        """Take in what reading gave."""
+        self.raw = sum(counts["records"] for counts in raw.inputs.values())
+        for reason, count in raw.dropped.items():
+            self.dropped[READING, reason] += count
+
+    def passed(self, shards: list[Path]) -> None:
+        """Take in the shards of a finished pass."""
+        self.shards += shards
+        for shard in shards:
+            self._take(read_counts(shard))
+
+    def _take(self, counts: dict[str, Any]) -> None:
+        for stage, reasons in counts["dropped"].items():
+            for reason, count in reasons.items():
+                self.dropped[stage, reason] += count
+        for name, kinds in counts["found"].items():
+            for kind, count in kinds.items():
+                if name == "language":
+                    self.languages["before"][kind] += count
+                elif name == "decontaminate":
+                    self.hits[kind] += count
+                else:
+                    self.redacted[name, kind] += count
+        self.changed.update(counts["changed"])
+        for stage, come, gone in counts["passed"]:
+            sums = self.flow.setdefault(stage, [0, 0])
+            sums[0] += come
+            sums[1] += gone
+
+    def grams(self, grams: Grams, common: Any) -> None:
+        """Take in the evaluation data that training was compared with."""
+        left = grams.without(common).sizes()
+        self.sets = {
+            name: {"ngrams": count, "common": count - left[name]} for name, count in grams.sizes().items()
+        }
+
+    def finished(self, folders: list[Path]) -> None:
+        """Take in the last pass."""
+        self.shards += folders
+        for folder in folders:
+            counts = read_counts(folder)
+            self._take(counts)
+            self.kept += counts["left"]
+            self.pieces += counts["pieces"]
+            self.languages["after"].update(counts["languages"])
+            self.lengths["after"].update(counts["characters"])
+            self.lengths["tokens"].update(counts["token_lengths"])
+            self.left_out.update(counts["left_out"])
+
+    def blended(self, blends: dict[str, Blend]) -> None:
+        """Take in what every source gave."""
+        self.blend = blends
+
+    def user_data(self, data: UserData) -> None:
+        """Take in a user's file."""
+        self.users.append(data)
+
+    def pairs(
+        self, sft: dict[str, list[dict[str, Any]]], preference: dict[str, list[dict[str, Any]]]
+    ) -> None:
+        """Take in the finished pairs."""
+        for name, records in (("sft", sft), ("preference", preference)):
+            self.sizes[name] = {split: len(records[split]) for split in SPLITS}
+        self.preference_kinds = {
+            split: dict(sorted(Counter(pair["kind"] for pair in preference[split]).items()))
+            for split in SPLITS
+        }
+        style = [pair for pair in preference["train"] if pair["kind"] == "style"]
+        if style:
+            self.shorter = sum(len(pair["chosen"]) < len(pair["rejected"]) for pair in style) / len(style)
+
+    # -- publishing --------------------------------------------------------------------
+
+    def reasons(self) -> str:
+        """The drops in words, the most frequent first."""
+        by_stage = self.by_stage()
+        return ", ".join(f"{count:,} by {name}" for name, count in by_stage.most_common() if count)
+
+    def by_stage(self) -> Counter[str]:
+        """Dropped documents by stage."""
+        counts: Counter[str] = Counter()
+        for (stage, _), count in self.dropped.items():
+            counts[stage] += count
+        return counts
+
+    def write(self, step: Step, raw: Reading) -> None:
+        """Publish the report, the quarantine and the dropped documents; end the step."""
+        if self.raw != self.kept + self.dropped.total():
+            raise AssertionError(
+                f"the counts do not reconcile: {self.raw} read, {self.kept} kept, {self.dropped.total()} dropped"
+            )
+        faults = [*raw.faults(), *(fault for data in self.users for fault in data.faults)]
+        public = [{key: value for key, value in fault.items() if key != "file"} for fault in faults]
+        write_jsonl(step.output / "quarantine.jsonl", public)
+        if self.curate.keep_dropped:
+            self._write_dropped(step)
+        report = self.report(step, len(faults))
+        write_json(step.output / "report.json", report)
+        if faults:
+            step.warning(f"{len(faults):,} input records could not be read; see quarantine.jsonl")
+        if self.curate.pairs and not self.sizes["sft"]["train"]:
+            step.warning(
+                "no document gave an instruction pair (no titles or summaries); see the README, 'Your own documents'"
+            )
+        inputs = {**raw.inputs, **{data.role: data.counts() for data in self.users}}
+        step.finish(
+            metrics={**report, "inputs": inputs},
+            headline=f"{self.kept:,} of {self.raw:,} documents, {self.sizes['sft']['train']:,} instruction and "
+            f"{self.sizes['preference']['train']:,} preference pairs",
+        )
+
+    def report(self, step: Step, unreadable: int) -> dict[str, Any]:
+        """The figures of the run."""
+        train = self.blend.get("pretrain.train", Blend())
+        documents = {
+            name: {split: _lines(step.output / name / split) for split in SPLITS}
+            for name in sorted(
+                {each.name for each in step.output.iterdir() if each.name.startswith("pretrain")}
+            )
+        }
+        return {
+            "documents": {
+                "raw": self.raw,
+                "kept": self.kept,
+                "dropped": dict(sorted(self.by_stage().items())),
+            },
+            "fates": nested(self.dropped),
+            "extra_pieces": self.pieces,
+            "unreadable_records": unreadable,
+            "redacted": dict(sorted(_by_kind(self.redacted).items())),
+            "redactions": nested(self.redacted),
+            "languages": {when: dict(sorted(counts.items())) for when, counts in self.languages.items()},
+            "duplicates": {
+                name: {key: value for key, value in found.items() if key != "examples"}
+                for name, found in self.duplicates.items()
+            },
+            "decontamination": {
+                name: {**about, "documents": self.hits[name]} for name, about in self.sets.items()
+            },
+            "sources": self._sources(train),
+            "left_out_of_pairs": dict(sorted(self.left_out.items())),
+            "sizes": {**documents, **self.sizes},
+            "preference_kinds": self.preference_kinds,
+            "chosen_shorter_share": self.shorter,
+            "pretrain_train_tokens": sum(share.tokens for share in train.shares.values()),
+        }
+
+    def _sources(self, train: Blend) -> list[dict[str, Any]]:
+        found = []
+        for index, source in enumerate(self.curate.sources):
+            share = train.shares.get(index)
+            found.append(
+                {
+                    "name": source.name or source.kind,
+                    "kind": source.kind,
+                    "licence": source.licence,
+                    "weight": source.weight,
+                    **({} if share is None else share.report()),
+                }
+            )
+        return found
+
+    def _write_dropped(self, step: Step) -> None:
+        folder = step.output / "dropped"
+        folder.mkdir()
+        with open(folder / "documents.jsonl", "wb") as handle:
+            for shard in self.shards:
+                if (shard / DROPPED).exists():
+                    handle.write((shard / DROPPED).read_bytes())
+
+
+def _by_kind(counts: Counter[tuple[str, str]]) -> Counter[str]:
+    sums: Counter[str] = Counter()
+    for (kind, _), count in counts.items():
+        sums[kind] += count
+    return sums
+
+
+def _lines(folder: Path) -> int:
+    count = 0
+    for file in folder.glob("*") if folder.is_dir() else ():
+        if file.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            count += pq.ParquetFile(file).metadata.num_rows
+        elif file.suffix == ".jsonl":
+            with open(file, "rb") as handle:
+                count += sum(chunk.count(b"\n") for chunk in iter(lambda: handle.read(1 << 20), b""))
+    return count

@@ -1,0 +1,202 @@
+"""The last pass: each shard's documents as training records, sorted for the shuffle.
+
+A worker takes evaluation data out of the training documents, gives each record its header,
+counts its tokens, and writes the records of every data set and split sorted by a key that
+is a hash of the record's id::
+
+    00012/
+      pretrain.train.jsonl   records in the order of their keys
+      pretrain.train.npz     keys, tokens, origins, and where each record begins
+      pairs.train.jsonl      instruction pairs that the documents give
+      counts.json  dropped.jsonl
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from nemo_curator.backends.base import WorkerMetadata
+
+from pipeline.schema import Curate
+from pipeline.stages.curate.decontaminate import Grams, clean
+from pipeline.stages.curate.pairs import candidates
+from pipeline.stages.curate.shards import (
+    COUNTS,
+    DOCUMENTS,
+    DROPPED,
+    FolderWork,
+    counts_of,
+    dumps,
+    read_rows,
+    write_rows,
+)
+from pipeline.stages.curate.split import SPLITS
+from pipeline.stages.curate.text_stages import Ledger
+
+TRAIN = SPLITS.index("train")
+
+
+def with_header(name: str, text: str, max_characters: int) -> str:
+    """A pre-training document: its name on a line of its own, then its text, cut at a word."""
+    return f"# {name}\n{cut(text, max_characters)}" if name else cut(text, max_characters)
+
+
+def cut(text: str, max_characters: int) -> str:
+    """The text up to the last whole word within ``max_characters`` (0: all of it)."""
+    if not max_characters or len(text) <= max_characters:
+        return text
+    return text[:max_characters].rsplit(None, 1)[0]
+
+
+def shuffle_key(identifier: str) -> int:
+    """Where a record stands in the shuffled order: 64 bits of its id's SHA-256."""
+    return int.from_bytes(
+        hashlib.sha256(f"order\0{identifier}".encode("utf-8", "replace")).digest()[:8], "big"
+    )
+
+
+def bucket(count: int) -> int:
+    """The bucket of a length in a histogram with edges at powers of two."""
+    return int(count).bit_length()
+
+
+class GramCount(FolderWork):
+    """How often each n-gram of evaluation data stands in a shard's training documents."""
+
+    def __init__(self, grams: Path, splits: Path) -> None:
+        self.name = "count n-grams"
+        self.grams, self.splits = str(grams), str(splits)
+
+    def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
+        """Load the n-grams."""
+        self._grams = Grams.load(Path(self.grams))
+
+    def make(self, sources: list[str], part: Path) -> None:
+        """``sources``: the shard, and the place of its first document."""
+        shard, start = Path(sources[0]), int(sources[1])
+        splits = np.load(self.splits, mmap_mode="r", allow_pickle=False)
+        counts: Counter[int] = Counter()
+        for place, row in enumerate(read_rows(shard / DOCUMENTS), start=start):
+            if splits[place] == TRAIN:
+                counts.update(found for _, _, found, _ in self._grams.matches(row["text"]))
+        hashes = np.array(sorted(counts), dtype=np.uint64)
+        np.savez(
+            part / "hits.npz",
+            hashes=hashes,
+            counts=np.array([counts[int(h)] for h in hashes], dtype=np.int64),
+        )
+
+
+class Finish(FolderWork):
+    """See the module's docstring."""
+
+    def __init__(self, curate: Curate, splits: Path, tokenizer: Path, grams: Path | None) -> None:
+        self.name = "finish"
+        self.curate = curate
+        self.splits, self.tokenizer = str(splits), str(tokenizer / "tokenizer.json")
+        self.grams = None if grams is None else str(grams)
+
+    def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
+        """Load the tokenizer and the n-grams of evaluation data."""
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
+        from tokenizers import Tokenizer
+
+        self._tokenizer: Any = Tokenizer.from_file(self.tokenizer)
+        self._grams = None if self.grams is None else Grams.load(Path(self.grams))
+
+    def make(self, sources: list[str], part: Path) -> None:
+        """``sources``: the shard, and the place of its first document."""
+        shard, start = Path(sources[0]), int(sources[1])
+        splits = np.load(self.splits, mmap_mode="r", allow_pickle=False)
+        ledger = Ledger(keep_rows=self.curate.keep_dropped)
+        sets: dict[str, list[tuple[dict[str, Any], int]]] = {}
+        pairs: dict[str, list[list[dict[str, Any]]]] = {}
+        left_out: Counter[str] = Counter()
+        languages: Counter[str] = Counter()
+        characters: Counter[str] = Counter()
+        kept = extra = 0
+        for place, row in enumerate(read_rows(shard / DOCUMENTS), start=start):
+            split = SPLITS[splits[place]]
+            pieces = self._pieces(row, split, ledger)
+            if not pieces:
+                continue
+            kept += 1
+            extra += len(pieces) - 1
+            languages[row.get("language", "unknown")] += 1
+            characters[str(bucket(len(row["text"])))] += 1
+            for number, text in enumerate(pieces):
+                identifier = row["id"] if number == 0 else f"{row['id']}#{number + 1}"
+                record = {
+                    "id": identifier,
+                    "text": with_header(row["name"], text, self.curate.max_characters),
+                    "name": row["name"],
+                    "source": row["source"],
+                }
+                if "language" in row:
+                    record["language"] = row["language"]
+                sets.setdefault(f"{self._set_of(row)}.{split}", []).append((record, row["origin"]))
+            if self.curate.pairs and pieces == [row["text"]]:
+                own, reason = candidates(row)
+                if reason is None:
+                    pairs.setdefault(split, []).append(own)
+                else:
+                    left_out[reason] += 1
+        tokens: Counter[str] = Counter()
+        for name, records in sets.items():
+            self._write_set(part, name, records, tokens)
+        for split, each in pairs.items():
+            write_rows(part / f"pairs.{split}.jsonl", ({"pairs": own} for own in each))
+        counts = {
+            **counts_of(ledger, kept),
+            "pieces": extra,
+            "languages": languages,
+            "characters": characters,
+            "left_out": left_out,
+            "token_lengths": tokens,
+        }
+        (part / COUNTS).write_bytes(orjson.dumps(counts, option=orjson.OPT_SORT_KEYS))
+        write_rows(part / DROPPED, ledger.rows)
+
+    def _pieces(self, row: dict[str, Any], split: str, ledger: Ledger) -> list[str]:
+        if self._grams is None or split != "train":
+            return [str(row["text"])]
+        cleaned = clean(row["text"], self._grams, self.curate.decontaminate)
+        for owner in cleaned.owners:
+            ledger.found["decontaminate", self._grams.names[owner]] += 1
+        if cleaned.reason is not None:
+            ledger.drop("decontaminate", cleaned.reason, row)
+        elif cleaned.owners:
+            ledger.changed["decontaminate"] += 1
+        return cleaned.pieces
+
+    def _set_of(self, row: dict[str, Any]) -> str:
+        language = row.get("language")
+        return f"pretrain-{language}" if language in self.curate.language.route else "pretrain"
+
+    def _write_set(
+        self, part: Path, name: str, records: list[tuple[dict[str, Any], int]], lengths: Counter[str]
+    ) -> None:
+        encoded = self._tokenizer.encode_batch_fast(
+            [record["text"] for record, _ in records], add_special_tokens=False
+        )
+        tokens = np.array([len(each.ids) for each in encoded], dtype=np.int64)
+        lengths.update(str(bucket(count)) for count in tokens.tolist())
+        keys = np.array([shuffle_key(record["id"]) for record, _ in records], dtype=np.uint64)
+        order = np.argsort(keys, kind="stable")
+        begins = [0]
+        with open(part / f"{name}.jsonl", "wb") as handle:
+            for place in order.tolist():
+                begins.append(begins[-1] + handle.write(dumps(records[place][0])))
+        np.savez(
+            part / f"{name}.npz",
+            keys=keys[order],
+            tokens=tokens[order],
+            origins=np.array([origin for _, origin in records], dtype=np.int32)[order],
+            begins=np.array(begins, dtype=np.int64),
+        )

@@ -1,0 +1,180 @@
+"""Duplicates: against exact Jaccard similarity, against datasketch, and by policy."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import schema
+from pipeline.stages.curate.duplicates import choose, clusters, find, shingles
+from pipeline.stages.curate.duplicates.bands import similar_pairs
+from pipeline.stages.curate.duplicates.measures import ContentKeys, Signatures, Standing
+from pipeline.stages.curate.duplicates.minhash import signature_rows
+from pipeline.stages.curate.harvest import package_sources, read_docstrings
+from pipeline.stages.curate.shards import write_shard
+
+NEAR = schema.NearDuplicates()
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    found = [d["text"] for m, f in package_sources("networkx") for d in read_docstrings(m, f, "networkx")]
+    return [text for text in dict.fromkeys(found) if len(text.split()) > 60][:400]
+
+
+def edited(text: str, rate: float, seed: int) -> str:
+    chance = random.Random(seed)
+    return " ".join(f"edit{chance.randrange(10**6)}" if chance.random() < rate else w for w in text.split())
+
+
+def jaccard(one: str, two: str) -> float:
+    a, b = set(shingles(one, NEAR.ngram)), set(shingles(two, NEAR.ngram))
+    return len(a & b) / len(a | b)
+
+
+def test_precision_and_recall_on_planted_duplicates(texts: list[str]) -> None:
+    """Truth is the exact Jaccard similarity of the shingles; the estimate errs near the threshold only."""
+    originals = len(texts)
+    corpus, plan = list(texts), []
+    for rate in (0.0, 0.005, 0.01, 0.02, 0.05, 0.2):
+        for index in range(originals):
+            plan.append((index, len(corpus)))
+            corpus.append(edited(texts[index], rate, index))
+    rows = signature_rows(corpus, NEAR.ngram, NEAR.permutations)
+    pairs = set()
+    for one, two, _ in similar_pairs(rows, NEAR.bands, NEAR.threshold, memory_mb=64):
+        pairs.update(zip(one.tolist(), two.tolist(), strict=True))
+    clear = {"true": [0, 0], "false": [0, 0]}
+    for index, copy in plan:
+        likeness = jaccard(corpus[index], corpus[copy])
+        if likeness >= 0.9:
+            clear["true"][0] += 1
+            clear["true"][1] += (index, copy) in pairs
+        elif likeness < 0.7:
+            clear["false"][0] += 1
+            clear["false"][1] += (index, copy) in pairs
+    assert clear["true"][0] > 800
+    assert clear["true"][1] / clear["true"][0] > 0.98  # recall
+    assert clear["false"][0] > 600
+    assert clear["false"][1] / clear["false"][0] < 0.01
+    # Precision over all pairs found, planted or not.
+    wrong = sum(jaccard(corpus[a], corpus[b]) < 0.65 for a, b in pairs)
+    assert wrong / len(pairs) < 0.01
+
+
+def test_signatures_estimate_as_well_as_datasketch(texts: list[str]) -> None:
+    """The standard error of a signature's estimate is sqrt(J (1 - J) / k)."""
+    from datasketch import MinHash
+
+    def sketch(text: str) -> Any:
+        made = MinHash(num_perm=NEAR.permutations, seed=1)
+        made.update_batch([shingle.encode() for shingle in shingles(text, NEAR.ngram)])
+        return made
+
+    ours, theirs = [], []
+    for index, text in enumerate(texts[:200]):
+        other = edited(text, 0.03, index)
+        truth = jaccard(text, other)
+        error = np.sqrt(max(truth * (1 - truth), 1e-4) / NEAR.permutations)
+        rows = signature_rows([text, other], NEAR.ngram, NEAR.permutations)
+        ours.append((float((rows[0] == rows[1]).mean()) - truth) / error)
+        theirs.append((sketch(text).jaccard(sketch(other)) - truth) / error)
+    for scores in (ours, theirs):
+        assert abs(np.mean(scores)) < 0.35  # unbiased: 200 draws, five standard errors
+        assert 0.6 < np.std(scores) < 1.2  # a little below 1: the shingles of a text are finitely many
+    assert max(abs(s) for s in ours) < 5
+
+
+def test_memory_never_changes_what_is_found(texts: list[str]) -> None:
+    rows = signature_rows([*texts, *(edited(t, 0.01, i) for i, t in enumerate(texts))], 5, 128)
+    # So small a memory that the keys are taken in many parts: 32 bytes a document, 10 parts.
+    whole = clusters(rows, 16, 0.8)
+    from pipeline.stages.curate.duplicates.clusters import Clusters
+
+    joined = Clusters(len(rows))
+    import pipeline.stages.curate.duplicates.bands as bands
+
+    parts = 10
+    for band in range(16):
+        for part in range(parts):
+            index, keys = bands._keys(rows, band * 8, 8, part, parts)
+            for one, two in bands._candidates(index, keys):
+                alike = (rows[one] == rows[two]).mean(axis=1) >= 0.8
+                joined.join(one[alike], two[alike])
+    assert joined.labels().tolist() == whole
+    assert len(set(whole)) < len(rows) * 0.6
+
+
+def corpus_of(folder: Path, rows: list[dict[str, Any]], size: int) -> find.Corpus:
+    measures = [Standing(), ContentKeys(True), Signatures("signatures", 5, 128)]
+    shards = []
+    for start in range(0, len(rows), size):
+        shard = folder / f"{start:05d}"
+        shard.mkdir(parents=True)
+        write_shard(shard, rows[start : start + size], {}, measures)
+        shards.append(shard)
+    return find.Corpus(shards)
+
+
+def removed(folder: Path) -> list[int]:
+    import pyarrow.parquet as pq
+
+    return list(pq.read_table(folder / find.REMOVALS)["id"].to_pylist())
+
+
+def test_exact_duplicates_and_the_one_that_stays(tmp_path: Path, texts: list[str]) -> None:
+    rows = [
+        {"number": n * 256, "id": str(n), "text": text, "score": score}
+        for n, (text, score) in enumerate(
+            [
+                (texts[0], 1.0),
+                (texts[1], 0.0),
+                (texts[0].upper(), 3.0),
+                (texts[0] + "  \n", 2.0),
+                (texts[2], 0.0),
+            ]
+        )
+    ]
+    corpus = corpus_of(tmp_path / "c", rows, 2)
+    for which, gone in (("first", [2, 3]), ("longest", [0, 2]), ("best-score", [0, 3])):
+        found = find.exact(corpus, which, 64, tmp_path / which)
+        assert removed(tmp_path / which) == [n * 256 for n in gone], which
+        assert (found.clusters, found.removed, found.sizes) == (1, 2, {"3": 1})
+
+
+def test_near_duplicates_are_reported_with_examples(tmp_path: Path, texts: list[str]) -> None:
+    rows = [
+        {"number": n, "id": f"d{n}", "text": t}
+        for n, t in enumerate([*texts[:20], edited(texts[3], 0.01, 1)])
+    ]
+    corpus = corpus_of(tmp_path / "c", rows, 6)
+    found = find.near(corpus, 16, 0.8, "first", 64, tmp_path / "out", tmp_path / "scratch")
+    assert removed(tmp_path / "out") == [20]
+    (example,) = found.examples
+    assert example["kept"]["id"] == "d3"
+    assert example["removed"][0]["id"] == "d20"
+    assert 0.8 <= example["removed"][0]["similarity"] < 1
+
+
+def test_an_empty_corpus_has_no_duplicates(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path / "c", [], 2)
+    assert find.exact(corpus, "first", 64, tmp_path / "a").removed == 0
+    assert find.near(corpus, 16, 0.8, "first", 64, tmp_path / "b", tmp_path / "s").removed == 0
+
+
+def test_policies_prefer_the_first_of_equals() -> None:
+    labels = np.array([0, 0, 2, 0, 2])
+    assert choose(labels, "longest", np.array([5, 9, 1, 9, 1]), None).tolist() == [
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert choose(labels, "best-score", None, np.array([np.nan, 1, 2, 0, 2])).tolist() == [
+        False, True, True, False, False,
+    ]  # fmt: skip
