@@ -49,6 +49,8 @@ UNUSABLE = (
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the exit status says how it went (see :mod:`pipeline.errors`)."""
     options = _parser().parse_args(arguments)
+    if getattr(options, "keep_dropped", False):
+        options.set += " curate.keep_dropped=true"
     return guarded(options.call, options)
 
 
@@ -133,8 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     for name, help in [("run", "bring the whole chain up to date")] + [
         (stage.name, f"{stage.purpose} (and what it rests on)") for stage in STAGES
     ]:
-        verb(name, verbs.run, help, common, checks).add_argument(
-            "--wait", action="store_true", help="wait for a step that another controller runs"
+        runs = verb(name, verbs.run, help, common, checks)
+        runs.add_argument("--wait", action="store_true", help="wait for a step that another controller runs")
+        runs.add_argument(
+            "--keep-dropped",
+            action="store_true",
+            help="curation writes the documents that it drops, with stage and reason (curate.keep_dropped=true)",
         )
     verb("plan", verbs.plan, "what a run would do, and why; writes nothing", common, checks)
     verb("status", verbs.status, "the chain as it stands, and who is at work on it", common, checks)
