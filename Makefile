@@ -31,12 +31,12 @@ LIFECYCLE   = $(BARE) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
 VERBS  := plan status explain report verify chat stop
 
 .PHONY: help run $(STAGES) $(VERBS) diff trace gc env clean-env test lint test-unit test-faults-short \
-	test-faults test-stages test-e2e test-full bench-controller locks
+	test-faults test-stages test-e2e test-full bench-controller bench-curation locks
 
 help:
 	@sed -n '2,11s/^# \{0,1\}//p' Makefile
 	@echo "verbs: run $(STAGES) $(VERBS) diff trace gc"
-	@echo "and: test test-faults test-full lint env clean-env bench-controller"
+	@echo "and: test test-faults test-full lint env clean-env bench-controller bench-curation"
 
 run: $(CONTROLLER) $(CORE) $(SERVING)
 	@$(call LIFECYCLE,run)
@@ -71,11 +71,11 @@ env-%: $(VENVS)/%/$(STAMP)
 	@:
 
 clean-env:
-	rm -rf $(addprefix $(VENVS)/,controller core serving dev bench)
+	rm -rf $(addprefix $(VENVS)/,controller core serving dev bench bench-datatrove bench-data-juicer)
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:
-	@$(PYTHON) -m pipeline.toolchains lock controller core serving dev bench
+	@$(PYTHON) -m pipeline.toolchains lock controller core serving dev bench bench-datatrove bench-data-juicer
 
 # ----------------------------------------------------------------------------- tests
 
@@ -113,3 +113,7 @@ test-full: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
 # The controller beside DVC and Snakemake; writes its table into benchmarks/README.md.
 bench-controller: $(CONTROLLER) $(CORE) $(SERVING) $(BENCH)
 	$(VENVS)/controller/bin/python -m benchmarks.controller --write
+
+# Curation beside NeMo Curator's executor, datatrove and data-juicer.
+bench-curation: $(CONTROLLER) $(CORE) $(VENVS)/bench-datatrove/$(STAMP) $(VENVS)/bench-data-juicer/$(STAMP)
+	$(VENVS)/controller/bin/python -m benchmarks.curation --write

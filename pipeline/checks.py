@@ -63,12 +63,13 @@ def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:
     if curate.tokens and not any(weighed):
         yield "curate.tokens", "sets the size of a blend; give the sources weights"
     yield from curation.faults(curate)
-    near = curate.near_duplicates
-    if near.permutations % near.bands:
-        yield (
-            "curate.near_duplicates.bands",
-            f"{near.bands} does not divide curate.near_duplicates.permutations = {near.permutations}",
-        )
+    for name in ("near_duplicates", "prompts"):
+        near = getattr(curate, name)
+        if near.permutations % near.bands:
+            yield (
+                f"curate.{name}.bands",
+                f"{near.bands} does not divide curate.{name}.permutations = {near.permutations}",
+            )
     if "semantic-duplicates" in curate.stages and not (
         curate.semantic_duplicates.model or all(source.embedding_field for source in curate.sources)
     ):

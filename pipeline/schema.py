@@ -72,6 +72,10 @@ class Source:
     )
     text_field: str = setting("text", "jsonl, parquet, dataset: the field that holds the text")
     title_field: str = setting("title", "jsonl, parquet, dataset: the field with the document's name, if any")
+    id_field: str | None = setting(
+        None,
+        "jsonl, parquet, dataset: a field with an id of each document; it must be unique (null: file and line)",
+    )
     score_field: str | None = setting(
         None, "jsonl, parquet, dataset: a numeric field for the 'best-score' policy of duplicates"
     )
@@ -176,6 +180,37 @@ class Decontaminate:
 
 
 @dataclass
+class Prompts:
+    """Prompts that repeat in the user's own instruction and preference data."""
+
+    repeats: str = setting(
+        "drop-equal",
+        "which of them to drop; alike prompts stay on one side of the split in any case",
+        choices=("keep", "drop-equal", "drop-alike"),
+    )
+    ngram: int = setting(2, "length of a shingle, in words; prompts are short", ge=1)
+    permutations: int = setting(128, "length of a MinHash signature", ge=16)
+    bands: int = setting(32, "bands of the signature; permutations must divide by it", ge=1)
+    threshold: float = setting(0.6, "Jaccard estimate from which two prompts are alike", gt=0, le=1)
+
+
+@dataclass
+class Scored:
+    """Preference pairs built from answers that a reward model or a judge has scored."""
+
+    path: str | None = setting(
+        None, "a JSONL file of {'prompt', 'response', 'score'} or {'prompt', 'responses', 'scores'}"
+    )
+    policy: str = setting(
+        "best-worst",
+        "which answers to a prompt make a pair",
+        choices=("best-worst", "best-random", "all-adjacent"),
+    )
+    min_margin: float = setting(0.0, "smallest difference of the scores, in their unit", ge=0)
+    pairs_per_prompt: int = setting(1, "at most so many pairs of one prompt (0: all)", ge=0)
+
+
+@dataclass
 class Curate:
     """Raw documents to pre-training, instruction and preference data."""
 
@@ -198,10 +233,15 @@ class Curate:
     redact: Redact = field(default_factory=Redact)
     decontaminate: Decontaminate = field(default_factory=Decontaminate)
     instructions: str | None = setting(
-        None, "a JSONL file of ready chat examples ({'messages': [...]}) to add to the instruction data"
+        None, "a JSONL file of ready chat examples (messages, ShareGPT, Alpaca, prompt and completion) to add"
     )
     preferences: str | None = setting(
-        None, "a JSONL file of ready pairs ({'prompt', 'chosen', 'rejected'}) to add to the preference data"
+        None, "a JSONL file of ready pairs ({'prompt', 'chosen', 'rejected'}, texts or turns) to add"
+    )
+    prompts: Prompts = field(default_factory=Prompts)
+    scored: Scored = field(default_factory=Scored)
+    chat_tokens: int = setting(
+        0, "a chat or pair of the user's with more tokens is unusable (0: model.context)", ge=0
     )
     pairs: bool = setting(True, "make instruction and preference pairs from titled documents")
     max_characters: int = setting(500, "a pre-training document is cut to this length (0: never)", ge=0)

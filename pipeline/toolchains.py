@@ -24,8 +24,9 @@ from pathlib import Path
 from pipeline.errors import LifecycleError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("controller", "core", "serving", "dev", "bench")
-NEEDS_GB = {"controller": 0.2, "core": 6.0, "serving": 6.0, "dev": 0.5, "bench": 0.5}
+NAMES = ("controller", "core", "serving", "dev", "bench", "bench-datatrove", "bench-data-juicer")
+NEEDS_GB = {"controller": 0.2, "core": 6.0, "serving": 6.0, "dev": 0.5}  # others: DEFAULT_GB
+DEFAULT_GB = 1.0
 STAMP = ".lock-digest"
 LOCK_HEADER = "# Written by `make locks`; every package that the environment holds, transitive ones included."
 WITHOUT_DEPENDENCIES = "# without dependencies"
@@ -93,9 +94,9 @@ def create(toolchain: Toolchain) -> None:
         )
     toolchain.folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(toolchain.folder.parent).free / 1e9
-    if free < NEEDS_GB[toolchain.name]:
+    if free < NEEDS_GB.get(toolchain.name, DEFAULT_GB):
         raise UserError(
-            f"the {toolchain.name} toolchain needs {NEEDS_GB[toolchain.name]:.0f} GB of disk, "
+            f"the {toolchain.name} toolchain needs {NEEDS_GB.get(toolchain.name, DEFAULT_GB):.0f} GB of disk, "
             f"{free:.1f} GB are free in {toolchain.folder.parent}"
         )
     started = time.monotonic()

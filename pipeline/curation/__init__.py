@@ -106,6 +106,7 @@ def path_settings(curate: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """
     for name in ("instructions", "preferences"):
         yield name, curate, name
+    yield "scored.path", curate["scored"], "path"
     for section in ("language", "semantic_duplicates"):
         yield f"{section}.model", curate[section], "model"
     sets = curate["decontaminate"]["sets"]

@@ -74,6 +74,7 @@ PATHS = {
     "curate.instructions",
     "curate.preferences",
     "curate.language.model",
+    "curate.scored.path",
     "curate.semantic_duplicates.model",
 }
 LEAVES = [

@@ -203,7 +203,9 @@ def preference_examples(
     sequences = []
     kept = []
     for record in records:
-        prompt = prompt_ids(tokenizer, [{"role": "user", "content": record["prompt"]}])
+        asked = record["prompt"]  # one user turn, or the turns of a conversation
+        turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        prompt = prompt_ids(tokenizer, turns)
         sides = [_answer_ids(tokenizer, record[side]) for side in ("chosen", "rejected")]
         if len(prompt) + max(map(len, sides)) <= context + 1:
             sequences += [answer_example(prompt, side) for side in sides]

@@ -256,7 +256,7 @@ class Curation:
             self.step.phase("tokenise for Megatron")
             tokens.write_megatron(self.step.output, self.step.output / "tokenizer", names)
         self.step.phase("make pairs")
-        make_pairs(self.step, self.curate, folders, self.account)
+        make_pairs(self.step, self.curate, self.model.context, folders, self.account)
 
     def report(self, raw: reading.Reading) -> None:
         """Write the account and end the step."""

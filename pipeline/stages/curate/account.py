@@ -6,12 +6,15 @@ documents kept + documents dropped, each by a stage for a reason.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from pipeline.report.data_card import render_data_card
 from pipeline.schema import Curate
 from pipeline.stages.curate.blend import Blend
+from pipeline.stages.curate.card import data_card
 from pipeline.stages.curate.decontaminate import Grams
 from pipeline.stages.curate.reading import Reading
 from pipeline.stages.curate.shards import DROPPED, nested, read_counts
@@ -31,7 +34,9 @@ class Account:
         self.dropped: Counter[tuple[str, str]] = Counter()
         self.redacted: Counter[tuple[str, str]] = Counter()
         self.languages: dict[str, Counter[str]] = {"before": Counter(), "after": Counter()}
-        self.lengths: dict[str, Counter[str]] = {"after": Counter(), "tokens": Counter()}
+        self.lengths: dict[str, Counter[str]] = {"before": Counter(), "after": Counter(), "tokens": Counter()}
+        self.origins: dict[str, Counter[int]] = {"before": Counter(), "after": Counter()}
+        self.tokens: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
         self.flow: dict[str, list[int]] = {}
         self.hits: Counter[str] = Counter()
@@ -39,7 +44,10 @@ class Account:
         self.duplicates: dict[str, dict[str, Any]] = {}
         self.blend: dict[str, Blend] = {}
         self.left_out: Counter[str] = Counter()
-        self.users: list[UserData] = []
+        self.users: list[tuple[UserData, int]] = []
+        self.instructions: dict[str, Any] = {}
+        self.preferences: dict[str, Any] = {}
+        self.prompts: dict[str, dict[str, int]] = {}
         self.shards: list[Path] = []
         self.sizes: dict[str, dict[str, int]] = {}
         self.preference_kinds: dict[str, dict[str, int]] = {}
@@ -50,6 +58,7 @@ class Account:
     def read(self, raw: Reading) -> None:
         """Take in what reading gave."""
         self.raw = sum(counts["records"] for counts in raw.inputs.values())
+        self.lengths["before"], self.origins["before"] = raw.lengths, raw.documents
         for reason, count in raw.dropped.items():
             self.dropped[READING, reason] += count
 
@@ -96,14 +105,16 @@ class Account:
             self.lengths["after"].update(counts["characters"])
             self.lengths["tokens"].update(counts["token_lengths"])
             self.left_out.update(counts["left_out"])
+            self.tokens.update(counts["tokens"])
+            self.origins["after"].update({int(origin): n for origin, n in counts["origins"].items()})
 
     def blended(self, blends: dict[str, Blend]) -> None:
         """Take in what every source gave."""
         self.blend = blends
 
-    def user_data(self, data: UserData) -> None:
-        """Take in a user's file."""
-        self.users.append(data)
+    def user_data(self, data: UserData, kept: int) -> None:
+        """Take in a user's file, and how many of its records can be used."""
+        self.users.append((data, kept))
 
     def pairs(
         self, sft: dict[str, list[dict[str, Any]]], preference: dict[str, list[dict[str, Any]]]
@@ -139,20 +150,28 @@ class Account:
             raise AssertionError(
                 f"the counts do not reconcile: {self.raw} read, {self.kept} kept, {self.dropped.total()} dropped"
             )
-        faults = [*raw.faults(), *(fault for data in self.users for fault in data.faults)]
+        faults = [*raw.faults(), *(fault for data, _ in self.users for fault in data.faults)]
         public = [{key: value for key, value in fault.items() if key != "file"} for fault in faults]
         write_jsonl(step.output / "quarantine.jsonl", public)
         if self.curate.keep_dropped:
             self._write_dropped(step)
         report = self.report(step, len(faults))
         write_json(step.output / "report.json", report)
+        card = data_card(step, self, report, raw.shards, public)
+        write_json(step.output / "card.json", card)
+        (step.output / "card.html").write_text(render_data_card(card), encoding="utf-8")
         if faults:
             step.warning(f"{len(faults):,} input records could not be read; see quarantine.jsonl")
         if self.curate.pairs and not self.sizes["sft"]["train"]:
             step.warning(
                 "no document gave an instruction pair (no titles or summaries); see the README, 'Your own documents'"
             )
-        inputs = {**raw.inputs, **{data.role: data.counts() for data in self.users}}
+        for warning in self.preferences.get("warnings", ()):
+            step.warning(f"curate.preferences: {warning}")
+        inputs = {
+            **raw.inputs,
+            **{data.role: {"records": kept, "unreadable": len(data.faults)} for data, kept in self.users},
+        }
         step.finish(
             metrics={**report, "inputs": inputs},
             headline=f"{self.kept:,} of {self.raw:,} documents, {self.sizes['sft']['train']:,} instruction and "
@@ -187,6 +206,8 @@ class Account:
             "decontamination": {
                 name: {**about, "documents": self.hits[name]} for name, about in self.sets.items()
             },
+            "instructions": {**self.instructions, **self.prompts.get("instructions", {})},
+            "preferences": {**self.preferences, **self.prompts.get("preferences", {})},
             "sources": self._sources(train),
             "left_out_of_pairs": dict(sorted(self.left_out.items())),
             "sizes": {**documents, **self.sizes},
@@ -215,8 +236,8 @@ class Account:
         folder.mkdir()
         with open(folder / "documents.jsonl", "wb") as handle:
             for shard in self.shards:
-                if (shard / DROPPED).exists():
-                    handle.write((shard / DROPPED).read_bytes())
+                with open(shard / DROPPED, "rb") as rows:
+                    shutil.copyfileobj(rows, handle)
 
 
 def _by_kind(counts: Counter[tuple[str, str]]) -> Counter[str]:

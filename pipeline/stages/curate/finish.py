@@ -31,6 +31,7 @@ from pipeline.stages.curate.shards import (
     DOCUMENTS,
     DROPPED,
     FolderWork,
+    bucket,
     counts_of,
     dumps,
     read_rows,
@@ -59,11 +60,6 @@ def shuffle_key(identifier: str) -> int:
     return int.from_bytes(
         hashlib.sha256(f"order\0{identifier}".encode("utf-8", "replace")).digest()[:8], "big"
     )
-
-
-def bucket(count: int) -> int:
-    """The bucket of a length in a histogram with edges at powers of two."""
-    return int(count).bit_length()
 
 
 class GramCount(FolderWork):
@@ -119,6 +115,7 @@ class Finish(FolderWork):
         pairs: dict[str, list[list[dict[str, Any]]]] = {}
         left_out: Counter[str] = Counter()
         languages: Counter[str] = Counter()
+        origins: Counter[str] = Counter()
         characters: Counter[str] = Counter()
         kept = extra = 0
         for place, row in enumerate(read_rows(shard / DOCUMENTS), start=start):
@@ -130,6 +127,7 @@ class Finish(FolderWork):
             extra += len(pieces) - 1
             languages[row.get("language", "unknown")] += 1
             characters[str(bucket(len(row["text"])))] += 1
+            origins[str(row["origin"])] += 1
             for number, text in enumerate(pieces):
                 identifier = row["id"] if number == 0 else f"{row['id']}#{number + 1}"
                 record = {
@@ -148,8 +146,7 @@ class Finish(FolderWork):
                 else:
                     left_out[reason] += 1
         tokens: Counter[str] = Counter()
-        for name, records in sets.items():
-            self._write_set(part, name, records, tokens)
+        totals = {name: self._write_set(part, name, records, tokens) for name, records in sets.items()}
         for split, each in pairs.items():
             write_rows(part / f"pairs.{split}.jsonl", ({"pairs": own} for own in each))
         counts = {
@@ -159,6 +156,8 @@ class Finish(FolderWork):
             "characters": characters,
             "left_out": left_out,
             "token_lengths": tokens,
+            "tokens": totals,
+            "origins": origins,
         }
         (part / COUNTS).write_bytes(orjson.dumps(counts, option=orjson.OPT_SORT_KEYS))
         write_rows(part / DROPPED, ledger.rows)
@@ -181,7 +180,8 @@ class Finish(FolderWork):
 
     def _write_set(
         self, part: Path, name: str, records: list[tuple[dict[str, Any], int]], lengths: Counter[str]
-    ) -> None:
+    ) -> int:
+        """Write the records in the order of their keys; returns their tokens."""
         encoded = self._tokenizer.encode_batch_fast(
             [record["text"] for record, _ in records], add_special_tokens=False
         )
@@ -200,3 +200,4 @@ class Finish(FolderWork):
             origins=np.array([origin for _, origin in records], dtype=np.int32)[order],
             begins=np.array(begins, dtype=np.int64),
         )
+        return int(tokens.sum())

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from pipeline.documents import Unit, is_remote, local_units
 from pipeline.schema import Curate, Source, from_plain
 from pipeline.stages.curate.harvest import package_sources, read_docstrings
 from pipeline.stages.curate.readers import Document, Dropped, Fault, Read, read_unit
-from pipeline.stages.curate.shards import SHARD, SHARD_BYTES, FolderWork, read_rows, write_rows, write_shard
+from pipeline.stages.curate.shards import (
+    SHARD,
+    SHARD_BYTES,
+    FolderWork,
+    bucket,
+    read_rows,
+    write_rows,
+    write_shard,
+)
 from pipeline.stages.step import InputError
 
 GROUP_BYTES = 32 << 20
@@ -125,6 +134,7 @@ class _Writer:
         self.names: Counter[str] = Counter()
         self.inputs: dict[str, Counter[str]] = {}
         self.dropped: Counter[str] = Counter()
+        self.lengths: Counter[str] = Counter()
         self.faults: list[dict[str, Any]] = []
 
     def take(self, role: str, unit: Unit, read: Read) -> None:
@@ -151,11 +161,12 @@ class _Writer:
                 "origin": self.group.source,
                 "text": text,
                 "arguments": list(read.arguments),
-                **read.extra,
+                **{name: value for name, value in read.extra.items() if name != "id"},
             }
         )
         self.row += 1
         self.bytes += len(text)
+        self.lengths[str(bucket(len(text)))] += 1
         if len(self.rows) >= SHARD or self.bytes >= SHARD_BYTES:
             self._flush()
 
@@ -166,7 +177,7 @@ class _Writer:
             again = self.names[read.name]
             return read.name if again == 1 else f"{read.name}#{again}"
         prefix = f"{self.group.source}/" if self.group.source else ""
-        return f"{prefix}{unit.name}:{read.place}"
+        return f"{prefix}{read.extra.get('id') or f'{unit.name}:{read.place}'}"
 
     def _flush(self) -> None:
         shard = self.folder / f"{self.shard:04d}"
@@ -179,7 +190,15 @@ class _Writer:
             self._flush()
         write_rows(self.folder / QUARANTINE, self.faults)
         (self.folder / READ).write_bytes(
-            orjson.dumps({"inputs": self.inputs, "dropped": self.dropped}, option=orjson.OPT_SORT_KEYS)
+            orjson.dumps(
+                {
+                    "inputs": self.inputs,
+                    "dropped": self.dropped,
+                    "lengths": self.lengths,
+                    "documents": {str(self.group.source): self.row},
+                },
+                option=orjson.OPT_SORT_KEYS,
+            )
         )
 
 
@@ -191,6 +210,8 @@ class Reading:
     inputs: dict[str, dict[str, int]]
     dropped: Counter[str]
     folders: list[Path]
+    lengths: Counter[str]
+    documents: Counter[int]  # by source
 
     @property
     def unreadable(self) -> int:
@@ -205,19 +226,27 @@ class Reading:
     def check(self, max_share: float) -> None:
         """Raise :class:`InputError` when more than ``max_share`` of the records were bad."""
         total = self.unreadable + sum(counts["records"] for counts in self.inputs.values())
-        if not total or self.unreadable / total <= max_share:
-            return
-        shown = []
-        for fault in self.faults():
-            place = f":{fault['line']}" if fault["line"] else ""
-            shown.append(f"  {fault['file']}{place}: {fault['reason']}")
-            if len(shown) == SHOWN_REASONS:
-                break
-        raise InputError(
-            f"{self.unreadable:,} of {total:,} input records cannot be read, more than "
-            f"curate.max_bad_share = {max_share:g} allows; the first of them:\n" + "\n".join(shown) + "\n"
-            "Mend the files, or raise curate.max_bad_share"
-        )
+        check_share(self.faults(), total, max_share, self.unreadable)
+
+
+def check_share(
+    faults: Iterable[dict[str, Any]], total: int, max_share: float, count: int | None = None
+) -> None:
+    """Raise :class:`InputError` when more than ``max_share`` of ``total`` records are faulty."""
+    if count is None:
+        faults = list(faults)
+        count = len(faults)
+    if not total or count / total <= max_share:
+        return
+    shown = []
+    for fault in islice(faults, SHOWN_REASONS):
+        place = f":{fault['line']}" if fault["line"] else ""
+        shown.append(f"  {fault['file']}{place}: {fault['reason']}")
+    raise InputError(
+        f"{count:,} of {total:,} input records cannot be read, more than "
+        f"curate.max_bad_share = {max_share:g} allows; the first of them:\n" + "\n".join(shown) + "\n"
+        "Mend the files, or raise curate.max_bad_share"
+    )
 
 
 def account(folders: list[Path]) -> Reading:
@@ -225,6 +254,8 @@ def account(folders: list[Path]) -> Reading:
     inputs: dict[str, dict[str, int]] = {}
     dropped: Counter[str] = Counter()
     shards: list[Path] = []
+    lengths: Counter[str] = Counter()
+    documents: Counter[int] = Counter()
     for folder in folders:
         kept = json.loads((folder / READ).read_bytes())
         for role, counts in kept["inputs"].items():
@@ -232,5 +263,7 @@ def account(folders: list[Path]) -> Reading:
             for name, count in counts.items():
                 sums[name] += count
         dropped.update(kept["dropped"])
+        lengths.update(kept["lengths"])
+        documents.update({int(source): count for source, count in kept["documents"].items()})
         shards += sorted(path for path in folder.iterdir() if path.is_dir())
-    return Reading(shards, dict(sorted(inputs.items())), dropped, folders)
+    return Reading(shards, dict(sorted(inputs.items())), dropped, folders, lengths, documents)

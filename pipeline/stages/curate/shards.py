@@ -5,7 +5,7 @@ A shard is a folder::
     00012/
       documents.jsonl   the documents, in order
       counts.json       what happened on the way: see :func:`counts_of`
-      dropped.jsonl     the dropped documents, on request
+      dropped.jsonl     the dropped documents: all on request, else samples of them
       NAME.npy          measures for what comes next, one row a document
 
 made beside its place and renamed into it, so it is there whole or not at all.  The same
@@ -105,8 +105,7 @@ class ShardWork(FolderWork):
                     break
             rows = [] if batch is None else _records(batch.to_pandas())
         write_shard(part, rows, counts_of(ledger, len(rows)), self.measures)
-        if self.keep_dropped:
-            write_rows(part / DROPPED, ledger.rows)
+        write_rows(part / DROPPED, ledger.rows)
 
 
 class Making:
@@ -160,6 +159,11 @@ def nested(counter: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
     for (one, two), count in sorted(counter.items()):
         out.setdefault(one, {})[two] = count
     return out
+
+
+def bucket(count: int) -> int:
+    """The bucket of a length in a histogram with edges at powers of two."""
+    return int(count).bit_length()
 
 
 def read_counts(shard: Path) -> dict[str, Any]:

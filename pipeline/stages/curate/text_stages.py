@@ -21,6 +21,7 @@ from nemo_curator.tasks import DocumentBatch
 from pipeline.stages.curate.quick import Text, modify_function, score_function
 
 LEDGER = "ledger"
+SAMPLED = 16  # one document in so many
 
 
 @dataclass
@@ -40,10 +41,15 @@ class Ledger:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def drop(self, stage: str, reason: str, row: dict[str, Any]) -> None:
-        """Put a document down as dropped."""
+        """Put a document down as dropped; samples of the data card are kept in any case."""
         self.dropped[stage, reason] += 1
-        if self.keep_rows:
+        if self.keep_rows or is_sample(row.get("id")):
             self.rows.append({**row, "dropped_by": stage, "reason": reason})
+
+
+def is_sample(identifier: Any) -> bool:
+    """Whether a document's way may be shown in the data card: one in ``SAMPLED``, by its id."""
+    return hashlib.sha256(f"sample\0{identifier}".encode("utf-8", "replace")).digest()[0] < 256 // SAMPLED
 
 
 def ledger_of(batch: DocumentBatch) -> Ledger:

@@ -7,8 +7,9 @@ Saved with the class name that transformers 4.57 and 5 both know.  The template 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from pipeline.stages.step import InputError, write_json
 
@@ -82,6 +83,14 @@ def copy_tokenizer(base: Path, folder: Path) -> None:
     if template.exists():  # transformers 5 writes a file of its own, which 4.57's OpenVINO path ignores
         config["chat_template"] = template.read_text(encoding="utf-8")
     write_json(folder / "tokenizer_config.json", config)
+
+
+def counter(folder: Path) -> Callable[[str], int]:
+    """A function that counts the tokens of a text, special tokens left out."""
+    from tokenizers import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def write_megatron(output: Path, tokenizer: Path, names: list[str]) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.stages.curate import chats, preferences
 from pipeline.stages.curate.readers import Fault
 from pipeline.stages.curate.readers.lines import read_objects
-
-ROLES = ("system", "user", "assistant")
+from pipeline.stages.curate.reading import check_share
 
 
 @dataclass
@@ -21,9 +21,9 @@ class UserData:
     records: list[dict[str, Any]] = field(default_factory=list)
     faults: list[dict[str, Any]] = field(default_factory=list)
 
-    def counts(self) -> dict[str, int]:
-        """Records read and unreadable."""
-        return {"records": len(self.records), "unreadable": len(self.faults)}
+    def check(self, max_share: float) -> None:
+        """Raise :class:`InputError` when more than ``max_share`` of the records are faulty."""
+        check_share(self.faults, len(self.records) + len(self.faults), max_share)
 
 
 def read_user_data(
@@ -49,43 +49,31 @@ def _objects(path: Path, max_bytes: int) -> Iterator[tuple[int, dict[str, Any]] 
 
 
 def instruction(identifier: str, record: dict[str, Any]) -> dict[str, Any] | str:
-    """A chat example ``{"messages": [...]}``, or what is wrong with it."""
-    fault = chat_fault(record.get("messages"))
-    if fault:
-        return fault
-    messages = [{"role": m["role"], "content": m["content"].strip()} for m in record["messages"]]
-    return {"id": identifier, "messages": messages, "name": identifier, "about": "given"}
-
-
-def chat_fault(messages: Any) -> str | None:
-    """What is wrong with a chat example, or None: turns alternate and end with the assistant."""
-    if not isinstance(messages, list) or not messages:
-        return "'messages' is missing, empty or not a list"
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            return f"a message needs a role out of {', '.join(ROLES)}"
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            return "a message has no text content"
-    turns = [m["role"] for m in messages if m["role"] != "system"]
-    if turns != ["user", "assistant"] * (len(turns) // 2) or not turns:
-        return "the turns must alternate, user first, and end with the assistant"
-    return None
+    """A chat example in one of the usual forms (:mod:`.chats`), or what is wrong with it."""
+    chat, fault = chats.normalise(record)
+    if chat is None:
+        return str(fault)
+    return {"id": identifier, **chat, "name": identifier, "about": "given"}
 
 
 def preference(identifier: str, record: dict[str, Any]) -> dict[str, Any] | str:
-    """A pair ``{"prompt", "chosen", "rejected"}``, or what is wrong with it."""
-    texts = [record.get(key) for key in ("prompt", "chosen", "rejected")]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        return "'prompt', 'chosen' and 'rejected' must each be text"
-    prompt, chosen, rejected = (str(text).strip() for text in texts)
-    if chosen == rejected:
-        return "chosen and rejected are the same"
+    """A pair in one of the usual forms (:mod:`.preferences`), or what is wrong with it."""
+    pair, fault = preferences.normalise(record)
+    if pair is None:
+        return str(fault)
     kind = str(record["kind"]) if record.get("kind") in ("style", "content") else "given"
-    return {
-        "id": identifier,
-        "prompt": prompt,
-        "chosen": chosen,
-        "rejected": rejected,
-        "kind": kind,
-        "name": identifier,
-    }
+    return {"id": identifier, **pair, "kind": kind, "name": identifier}
+
+
+def scored(identifier: str, record: dict[str, Any]) -> dict[str, Any] | str:
+    """A record of scored answers as it is; :func:`.preferences.pairs_from_scores` judges it."""
+    return record
+
+
+def as_chat(record: dict[str, Any]) -> dict[str, Any]:
+    """A chat example, or a preference pair with its chosen answer, as a chat."""
+    if "messages" in record:
+        return {"messages": record["messages"]}
+    prompt = record["prompt"]
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return {"messages": [*turns, {"role": "assistant", "content": record["chosen"]}]}

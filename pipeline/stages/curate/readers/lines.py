@@ -65,6 +65,11 @@ def from_record(place: int, record: dict[str, Any], source: Source) -> Document 
         return Fault(place, f"field {source.text_field!r} is {type(text).__name__}, not text")
     title = record.get(source.title_field)
     extra: dict[str, Any] = {}
+    if source.id_field is not None:
+        identifier = record.get(source.id_field)
+        if isinstance(identifier, bool) or not isinstance(identifier, str | int) or identifier == "":
+            return Fault(place, f"field {source.id_field!r} is missing or no id")
+        extra["id"] = str(identifier)
     if source.score_field is not None:
         score = record.get(source.score_field)
         if isinstance(score, bool) or not isinstance(score, int | float):

@@ -77,7 +77,13 @@ def _rows(batch: pa.RecordBatch, start: int, source: Source, max_bytes: int) -> 
 def _wanted(source: Source) -> list[str]:
     return [
         name
-        for name in (source.text_field, source.title_field, source.score_field, source.embedding_field)
+        for name in (
+            source.text_field,
+            source.title_field,
+            source.id_field,
+            source.score_field,
+            source.embedding_field,
+        )
         if name
     ]
 

@@ -1,0 +1,196 @@
+"""Curation beside others: documents a second, peak memory, and growth with the corpus.
+
+    make bench-curation
+    .venvs/controller/bin/python -m benchmarks.curation --rounds 3 --write
+
+Each side (``benchmarks/sides``) is a process of its own on the same files and with the
+same number of workers; sides take turns, and the first round is not counted.  ``seconds``
+are the work as the side itself measures it, without imports and without starting Ray;
+``whole`` is the process from start to end; memory is the largest sum over its process
+tree, read from ``/proc`` five times a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+from pipeline.runner.provenance import processor
+from pipeline.toolchains import ROOT, Toolchain
+
+MARKS = ("<!-- curation -->", "<!-- /curation -->")
+GROWTH = (1, 4, 16)
+
+
+@dataclass
+class Side:
+    """One tool at one piece of work."""
+
+    module: str
+    toolchain: str
+    work: str
+    environment: dict[str, str] = field(default_factory=dict)
+    runs: list[dict[str, float]] = field(default_factory=list)
+    said: dict[str, object] = field(default_factory=dict)
+
+    def run(self, corpus: Path, output: Path, workers: int) -> dict[str, float]:
+        """Run once; the figures of the run."""
+        command = [str(Toolchain(self.toolchain).python), "-m", f"benchmarks.sides.{self.module}"]
+        command += [str(corpus), str(output), "--workers", str(workers), "--work", self.work]
+        started = time.monotonic()
+        with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as errors:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=told, stderr=errors, text=True,
+                env={**os.environ, **self.environment, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"},
+            )  # fmt: skip
+            total = largest = 0
+            while process.poll() is None:
+                sizes = memory(process.pid)
+                total, largest = max(total, sum(sizes)), max(largest, *sizes, 0)
+                time.sleep(0.2)
+            whole = time.monotonic() - started
+            told.seek(0)
+            errors.seek(0)
+            if process.returncode != 0:
+                raise RuntimeError(f"{self.module} ended with {process.returncode}:\n{errors.read()[-2000:]}")
+            self.said = json.loads(told.read().splitlines()[-1])
+        shutil.rmtree(output, ignore_errors=True)
+        seconds = float(str(self.said["seconds"]))
+        return {
+            "seconds": seconds,
+            "whole": whole,
+            "rate": float(str(self.said["documents_in"])) / seconds,
+            "total_mb": total / 1024,
+            "largest_mb": largest / 1024,
+        }
+
+    def median(self, name: str) -> float:
+        """The median of a figure over the counted runs."""
+        return statistics.median(run[name] for run in self.runs)
+
+
+def memory(root: int) -> list[int]:
+    """Resident memory (kB) of a process and all below it."""
+    parents: dict[int, list[int]] = {}
+    resident: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            status = (entry / "status").read_text()
+        except OSError:
+            continue
+        values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+        pid = int(entry.name)
+        parents.setdefault(int(values["PPid"]), []).append(pid)
+        resident[pid] = int(values.get("VmRSS", "0 kB").split()[0])
+    found, waiting = [], [root]
+    while waiting:
+        pid = waiting.pop()
+        found.append(resident.get(pid, 0))
+        waiting += parents.get(pid, [])
+    return found
+
+
+def compare(sides: list[Side], corpus: Path, scratch: Path, rounds: int, workers: int) -> None:
+    """Run the sides in turn; the first round is not counted."""
+    for turn in range(rounds + 1):
+        for side in sides:
+            figures = side.run(corpus, scratch / "output", workers)
+            print(
+                f"{side.said['tool']}, {side.work}: {figures['seconds']:.1f} s, {figures['rate']:,.0f} documents/s",
+                flush=True,
+            )
+            if turn:
+                side.runs.append(figures)
+
+
+def table(sides: list[Side]) -> list[str]:
+    """Rows of one comparison; the first side is ours."""
+    lines = [
+        "| | documents/s (median) | least | most | ours is | documents left | memory, all processes | whole process |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for side in sides:
+        rates = [run["rate"] for run in side.runs]
+        times = statistics.median(
+            ours["rate"] / other["rate"] for ours, other in zip(sides[0].runs, side.runs, strict=True)
+        )
+        lines.append(
+            f"| {side.said['tool']} {side.said['version']} | {statistics.median(rates):,.0f} | {min(rates):,.0f} | "
+            f"{max(rates):,.0f} | {'' if side is sides[0] else f'{times:.1f}x'} | {side.said['documents_out']:,} | "
+            f"{side.median('total_mb'):,.0f} MB | {side.median('whole'):.1f} s |"
+        )
+    return lines
+
+
+def main() -> None:
+    """Make the corpora, measure, print the tables, and write them into the README on request."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--documents", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--write", action="store_true", help="write the tables into benchmarks/README.md")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="curation-") as folder:
+        scratch = Path(folder)
+        corpora = {scale: scratch / f"corpus{scale}" for scale in GROWTH}
+        for scale, corpus in corpora.items():
+            subprocess.run(
+                [str(Toolchain("core").python), "-m", "benchmarks.corpus", str(corpus), "--documents", str(given.documents * scale)],
+                cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+        filters = [Side("ours", "core", "filters"), Side("curator_ray", "core", "filters")]
+        compare(filters, corpora[1], scratch, given.rounds, given.workers)
+        if filters[0].said["kept"] != filters[1].said["kept"]:
+            raise RuntimeError("the two sides kept different documents")
+        dedup = [
+            Side("ours", "core", "dedup"),
+            Side("datatrove_side", "bench-datatrove", "dedup"),
+            Side("datatrove_side", "bench-datatrove", "dedup", {"WORDS": "whitespace"}),
+            Side("data_juicer_side", "bench-data-juicer", "dedup"),
+        ]
+        compare(dedup, corpora[1], scratch, given.rounds, given.workers)
+        growth = []
+        for scale, corpus in corpora.items():
+            side = Side("ours", "core", "dedup")
+            side.runs = [side.run(corpus, scratch / "output", given.workers)]
+            print(f"{scale}x: {side.runs[0]}", flush=True)
+            growth.append(
+                f"| {scale}x, {given.documents * scale:,} documents | {side.median('seconds'):.1f} s | "
+                f"{side.median('rate'):,.0f} | {side.median('largest_mb'):,.0f} MB |"
+            )
+    same = f"Both kept the same {filters[0].said['documents_out']:,} documents (equal digests of the ids)."
+    text = "\n".join(
+        [
+            "Unicode repair and 17 filters, read and write:", "", *table(filters), "", same, "",
+            "Filters, MinHash near-duplicates, read and write:", "", *table(dedup), "",
+            "Growth (filters and near-duplicates; once each):", "",
+            "| corpus | seconds | documents/s | largest process |", "| --- | ---: | ---: | ---: |", *growth, "",
+            f"`make bench-curation`: {given.documents:,} documents, {given.workers} workers, {given.rounds} rounds in "
+            f"alternation after one that is not counted, {os.cpu_count()} cores of {processor()}, {date.today()}, "
+            f"Python {platform.python_version()}.",
+        ]
+    )  # fmt: skip
+    print(text)
+    if given.write:
+        readme = ROOT / "benchmarks" / "README.md"
+        before, _, rest = readme.read_text(encoding="utf-8").partition(MARKS[0])
+        _, _, after = rest.partition(MARKS[1])
+        readme.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
