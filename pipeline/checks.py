@@ -77,6 +77,26 @@ def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:
             "curate.semantic_duplicates.model",
             "semantic-duplicates needs a local encoder folder here, or embeddings with the data (embedding_field of every source)",
         )
+    for index, task in enumerate(curate.synthetic.tasks):
+        if task not in schema.SYNTHETIC_TASKS:
+            yield (
+                f"curate.synthetic.tasks.{index}",
+                f"there is no task {task!r}; the tasks are {', '.join(schema.SYNTHETIC_TASKS)}",
+            )
+    for name in ("address", "model"):
+        if curate.synthetic.tasks and not getattr(curate.synthetic, name):
+            yield (
+                f"curate.synthetic.{name}",
+                "is missing; synthetic data need an OpenAI-compatible address and a model",
+            )
+    spend = curate.synthetic
+    if spend.max_spend and not (
+        spend.price_per_million_prompt_tokens or spend.price_per_million_completion_tokens
+    ):
+        yield (
+            "curate.synthetic.max_spend",
+            "means nothing without prices (curate.synthetic.price_per_million_...)",
+        )
     for index, region in enumerate(curate.redact.phone_regions):
         if len(region) != 2 or not region.isupper():
             yield f"curate.redact.phone_regions.{index}", f"{region!r} is no region; e.g. US, GB, DE"

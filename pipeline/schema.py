@@ -179,6 +179,47 @@ class Decontaminate:
     max_splits: int = setting(10, "a document cut into more pieces than this is dropped", ge=0)
 
 
+SYNTHETIC_TASKS = ("diverse-qa", "distil", "extract-knowledge", "knowledge-list", "pairs")
+
+
+@dataclass
+class Synthetic:
+    """Data made from the training documents by a model at an OpenAI-compatible address.
+
+    Off unless ``tasks`` names some: the documents' texts are sent to the address.
+    """
+
+    tasks: list[str] = setting([], f"what is made of a document: {', '.join(SYNTHETIC_TASKS)}")
+    address: str | None = setting(None, "e.g. http://127.0.0.1:8000/v1", identity=False)
+    model: str | None = setting(None, "the model's name at that address")
+    api_key_env: str | None = setting(
+        None,
+        "the environment variable that holds the key; the key itself is never written down",
+        identity=False,
+    )
+    temperature: float = setting(0.0, "of the answers", ge=0, le=2)
+    max_tokens: int = setting(1024, "longest answer", ge=1)
+    seed: int = setting(0, "of the answers, where the server knows seeds")
+    max_documents: int = setting(0, "so many of the training documents, drawn by their ids (0: all)", ge=0)
+    min_critique_score: int = setting(4, "pairs: what the critique must give the answer at least", ge=1, le=5)
+    concurrency: int = setting(8, "requests under way at once", ge=1, identity=False)
+    requests_per_minute: int = setting(
+        0, "at most so many requests a minute (0: no limit)", ge=0, identity=False
+    )
+    tokens_per_minute: int = setting(0, "at most so many tokens a minute (0: no limit)", ge=0, identity=False)
+    max_retries: int = setting(5, "further tries of a request that failed in passing", ge=0, identity=False)
+    timeout_s: float = setting(120.0, "longest wait for an answer", gt=0, identity=False)
+    max_spend: float = setting(
+        0.0, "stop before more is spent, in the unit of the prices (0: no cap)", ge=0, identity=False
+    )
+    price_per_million_prompt_tokens: float = setting(
+        0.0, "price of a million prompt tokens", ge=0, identity=False
+    )
+    price_per_million_completion_tokens: float = setting(
+        0.0, "price of a million completion tokens", ge=0, identity=False
+    )
+
+
 @dataclass
 class Prompts:
     """Prompts that repeat in the user's own instruction and preference data."""
@@ -238,6 +279,7 @@ class Curate:
     preferences: str | None = setting(
         None, "a JSONL file of ready pairs ({'prompt', 'chosen', 'rejected'}, texts or turns) to add"
     )
+    synthetic: Synthetic = field(default_factory=Synthetic)
     prompts: Prompts = field(default_factory=Prompts)
     scored: Scored = field(default_factory=Scored)
     chat_tokens: int = setting(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from conftest import Lifecycle, free_ports
@@ -60,3 +63,29 @@ def test_what_is_wrong_with_the_stages_is_told_with_its_line(tmp_path: Path) -> 
     assert "mine.yaml:7: curate.filters.WordCountFilter.min_wrods: there is no parameter 'min_wrods'" in said
     assert "did you mean 'min_words'" in said
     assert "there are: lang, max_words, min_words" in said
+
+
+def test_a_source_at_an_address_is_read_again_only_when_it_changed(tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    served.mkdir()
+    lines = [
+        json.dumps({"text": f"Document {n} tells of the number {n * n} and of little else."})
+        for n in range(60)
+    ]
+    (served / "docs.jsonl").write_text("\n".join(lines) + "\n")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(served))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    recipe = tmp_path / "mine.yaml"
+    address = f"http://127.0.0.1:{server.server_port}/docs.jsonl"
+    recipe.write_text(
+        f"stages: [curate]\ncurate:\n  pairs: false\n  sources: [{{kind: jsonl, path: '{address}'}}]\n"
+    )
+    lifecycle = Lifecycle(tmp_path / "runs", "model.vocab_size=300")
+    assert "60 of 60 documents" in lifecycle("curate", recipe=str(recipe))
+    assert "done" in lifecycle("plan", recipe=str(recipe))
+    (served / "docs.jsonl").write_text("\n".join(lines[:50]) + "\n")
+    assert "input docs.jsonl changed" in lifecycle("plan", recipe=str(recipe))
+    server.shutdown()
+    server.server_close()
+    assert "cannot be listed" in lifecycle("curate", recipe=str(recipe), code=2)

@@ -4,6 +4,7 @@
     pass        the recipe's stages over every shard                   (passes, text_stages)
     duplicates  compare all documents, drop what is found, next pass   (duplicates/, semantic)
     split       groups of alike documents stay on one side             (split)
+    synthetic   on request, what a model makes of training documents   (synthetic/)
     finish      evaluation data out, records, tokens, pairs            (decontaminate, finish)
     blend       sources by weight; shuffle into output shards          (blend)
     pairs       instruction and preference data                        (pair_data)
@@ -37,8 +38,17 @@ from pipeline.stages.curate.duplicates.measures import Signatures, Standing
 from pipeline.stages.curate.finish import Finish, GramCount, cut, shuffle_key
 from pipeline.stages.curate.pair_data import make_pairs
 from pipeline.stages.curate.readers.lines import read_objects
-from pipeline.stages.curate.shards import DOCUMENTS, FolderWork, Measure, ShardWork, read_counts, read_rows
+from pipeline.stages.curate.shards import (
+    DOCUMENTS,
+    FolderWork,
+    Measure,
+    ShardWork,
+    read_counts,
+    read_rows,
+    write_shard,
+)
 from pipeline.stages.curate.split import SPLITS, assign
+from pipeline.stages.curate.synthetic import Generated
 from pipeline.stages.step import InputError, Step
 
 TRAIN = SPLITS.index("train")
@@ -62,6 +72,7 @@ class Curation:
         self.workers = self.curate.workers or step.threads
         self.driver: Driver = driver(self.workers, step.extra.get("ray"))
         self.account = Account(self.curate)
+        self.generated = Generated()
 
     # -- documents ---------------------------------------------------------------------
 
@@ -140,6 +151,8 @@ class Curation:
             np.save(splits, assign(shards, self.curate, scratch), allow_pickle=False)
             shutil.rmtree(scratch, ignore_errors=True)
             self.step.seal(splits)
+        if self.curate.synthetic.tasks:
+            shards, splits = self._synthetic(shards, splits)
         starts = [str(int(start)) for start in Corpus(shards).starts[:-1]]
         tasks = [[str(shard), start] for shard, start in zip(shards, starts, strict=True)]
         grams = self._evaluation_data(shards, splits, tasks)
@@ -149,6 +162,34 @@ class Curation:
         folders = self._map(Finish(self.curate, splits, tokenizer, grams), "finished", tasks, "shards")
         self.account.finished(folders)
         return folders
+
+    def _synthetic(self, shards: list[Path], splits: Path) -> tuple[list[Path], Path]:
+        """The shards and splits with one shard more: what a model makes of the training documents."""
+        from pipeline.stages.curate.synthetic.tasks import generate  # brings transformers
+
+        settings = self.curate.synthetic
+        self.step.phase("make synthetic data")
+        assigned = np.load(splits, mmap_mode="r", allow_pickle=False)
+        documents = int((assigned == TRAIN).sum())
+        wanted = min(documents, settings.max_documents or documents)
+        limit = (1 << 64) * wanted // max(1, documents)
+        chosen = (row for row in _rows(shards, assigned, TRAIN) if shuffle_key(row["id"]) < limit)
+        # The ledger lies beside state/: it is whole line by line, and outlives an interruption.
+        made = generate(
+            chosen, settings, self.step.work, lambda done: self.step.progress(done, wanted, "documents")
+        )
+        self.generated = made
+        rows = [{"number": (1 << 62) + place, **row} for place, row in enumerate(made.documents)]
+        folder = self.step.state / "synthetic"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write_shard(folder, rows, {"left": len(rows)}, [Standing()])
+        every = self.step.state / "splits-all.npy"
+        np.save(
+            every, np.concatenate([assigned, np.full(len(rows), TRAIN, dtype=np.uint8)]), allow_pickle=False
+        )
+        self.account.synthetic(made)
+        return [*shards, folder], every
 
     def _evaluation_data(self, shards: list[Path], splits: Path, tasks: list[list[str]]) -> Path | None:
         settings = self.curate.decontaminate
@@ -256,7 +297,7 @@ class Curation:
             self.step.phase("tokenise for Megatron")
             tokens.write_megatron(self.step.output, self.step.output / "tokenizer", names)
         self.step.phase("make pairs")
-        make_pairs(self.step, self.curate, self.model.context, folders, self.account)
+        make_pairs(self.step, self.curate, self.model.context, folders, self.generated, self.account)
 
     def report(self, raw: reading.Reading) -> None:
         """Write the account and end the step."""

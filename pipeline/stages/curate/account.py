@@ -19,6 +19,7 @@ from pipeline.stages.curate.decontaminate import Grams
 from pipeline.stages.curate.reading import Reading
 from pipeline.stages.curate.shards import DROPPED, nested, read_counts
 from pipeline.stages.curate.split import SPLITS
+from pipeline.stages.curate.synthetic import Generated
 from pipeline.stages.curate.user_data import UserData
 from pipeline.stages.step import Step, write_json, write_jsonl
 
@@ -30,7 +31,8 @@ class Account:
 
     def __init__(self, curate: Curate) -> None:
         self.curate = curate
-        self.raw = self.kept = self.pieces = 0
+        self.raw = self.made = self.kept = self.pieces = 0
+        self.synthesis: dict[str, Any] = {}
         self.dropped: Counter[tuple[str, str]] = Counter()
         self.redacted: Counter[tuple[str, str]] = Counter()
         self.languages: dict[str, Counter[str]] = {"before": Counter(), "after": Counter()}
@@ -108,6 +110,16 @@ class Account:
             self.tokens.update(counts["tokens"])
             self.origins["after"].update({int(origin): n for origin, n in counts["origins"].items()})
 
+    def synthetic(self, made: Generated) -> None:
+        """Take in what a model made of the training documents."""
+        self.made = len(made.documents)
+        self.synthesis = {
+            **made.figures,
+            "made": self.made,
+            "pairs": len(made.instructions),
+            "dropped": dict(sorted(made.dropped.items())),
+        }
+
     def blended(self, blends: dict[str, Blend]) -> None:
         """Take in what every source gave."""
         self.blend = blends
@@ -146,9 +158,10 @@ class Account:
 
     def write(self, step: Step, raw: Reading) -> None:
         """Publish the report, the quarantine and the dropped documents; end the step."""
-        if self.raw != self.kept + self.dropped.total():
+        if self.raw + self.made != self.kept + self.dropped.total():
             raise AssertionError(
-                f"the counts do not reconcile: {self.raw} read, {self.kept} kept, {self.dropped.total()} dropped"
+                f"the counts do not reconcile: {self.raw} read, {self.made} made, {self.kept} kept, "
+                f"{self.dropped.total()} dropped"
             )
         faults = [*raw.faults(), *(fault for data, _ in self.users for fault in data.faults)]
         public = [{key: value for key, value in fault.items() if key != "file"} for fault in faults]
@@ -194,6 +207,7 @@ class Account:
                 "dropped": dict(sorted(self.by_stage().items())),
             },
             "fates": nested(self.dropped),
+            **({"synthetic": self.synthesis} if self.synthesis else {}),
             "extra_pieces": self.pieces,
             "unreadable_records": unreadable,
             "redacted": dict(sorted(_by_kind(self.redacted).items())),

@@ -33,7 +33,7 @@ def data_card(
         "recipe": step.recipe,
         "identity": step.identity,
         "documents": {
-            "raw": account.raw,
+            "raw": account.raw + account.made,
             "unreadable": report["unreadable_records"],
             "kept": account.kept,
             "dropped": report["fates"],
@@ -68,7 +68,7 @@ def _stages(account: Account) -> Iterator[dict[str, Any]]:
     order = [name for each in passes(account.curate) for name in [*each.names, each.whole] if name]
     if "decontaminate" in account.curate.stages:
         order.append("decontaminate")
-    dropped, left = account.by_stage(), account.raw
+    dropped, left = account.by_stage(), account.raw + account.made
     if dropped["reading"]:
         order.insert(0, "reading")
     for name in order:

@@ -16,6 +16,7 @@ from pipeline.stages.curate.pairs import content_pairs, hashed, limited, style_p
 from pipeline.stages.curate.redact import KINDS, finds, redacted
 from pipeline.stages.curate.shards import read_rows
 from pipeline.stages.curate.split import SPLITS, split_of
+from pipeline.stages.curate.synthetic import Generated
 from pipeline.stages.curate.user_data import (
     UserData,
     as_chat,
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 Records = dict[str, list[dict[str, Any]]]
 
 
-def make_pairs(step: Step, curate: Curate, context: int, folders: list[Path], account: Account) -> None:
+def make_pairs(
+    step: Step, curate: Curate, context: int, folders: list[Path], generated: Generated, account: Account
+) -> None:
     """Write ``sft/`` and ``preference/``: a JSONL file a split.
 
     Pairs are short and held in memory, a few hundred bytes each.
@@ -50,6 +53,8 @@ def make_pairs(step: Step, curate: Curate, context: int, folders: list[Path], ac
         step.progress(done, len(SPLITS), "splits")
     _add(_instructions(curate, account, budget), sft, curate, account)
     _add(_preferences(curate, account, budget), pairs, curate, account)
+    sft["train"] += generated.instructions
+    pairs["train"] += generated.preferences
     for records in (sft, pairs):
         _settle(records, curate, account.left_out)
     for name, records in (("sft", sft), ("preference", pairs)):

@@ -33,7 +33,7 @@ from pipeline.stages.curate.text_stages import LEDGER, Ledger
 
 DOCUMENTS, COUNTS, DROPPED = "documents.jsonl", "counts.json", "dropped.jsonl"
 SHARD = 4000  # documents
-SHARD_BYTES = 32 << 20  # of text: a shard of long documents holds fewer
+SHARD_BYTES = 8 << 20  # of text: a shard of long documents holds fewer
 COLUMNS = ("number", "id", "name", "kind", "source", "origin", "text", "arguments")
 
 

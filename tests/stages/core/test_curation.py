@@ -272,3 +272,33 @@ def test_a_classifier_without_a_gpu_is_refused(tmp_path: Path, corpus: dict[str,
     process.communicate(timeout=100)
     assert process.returncode == 2
     assert "QualityClassifier is a model-based classifier" in events(tmp_path / "w", "error")[0]["text"]
+
+
+def test_semantic_duplicates_by_embeddings_that_come_with_the_data(
+    tmp_path: Path, run_stage: Callable[..., Path]
+) -> None:
+    import random
+
+    docs = [d["text"] for m, f in package_sources("networkx") for d in read_docstrings(m, f, "networkx")][
+        :200
+    ]
+    with open(tmp_path / "docs.jsonl", "w") as handle:
+        for number, text in enumerate(docs):
+            chance = random.Random(number % 150)  # the last fifty mean what the first fifty mean
+            vector = [chance.gauss(0, 1) + (1e-3 if number >= 150 else 0) for _ in range(16)]
+            handle.write(json.dumps({"id": f"n{number}", "text": text, "vector": vector}) + "\n")
+    settings = {
+        "sources": [
+            schema.Source(path=str(tmp_path / "docs.jsonl"), id_field="id", embedding_field="vector")
+        ],
+        "stages": ["semantic-duplicates"],
+        "semantic_duplicates": schema.SemanticDuplicates(threshold=0.99),
+        "pairs": False,
+        "keep_dropped": True,
+    }
+    made = run_stage("curate", tmp_path / "w", curate=settings) / "output"
+    gone = {row["id"] for row in read(made / "dropped" / "documents.jsonl")}
+    assert gone == {f"n{number}" for number in range(150, 200)}
+    report = json.loads((made / "report.json").read_text())
+    assert report["duplicates"]["semantic-duplicates"]["clusters"] == 50
+    assert "embedding" not in next(documents(made, "train"))
