@@ -2,7 +2,7 @@
 
 A recipe is YAML in ``recipes/``.  Settings come in layers, later ones winning::
 
-    default         pipeline/schema.py
+    default         pipeline/schema/
     configs file    configs/SECTION/NAME.yaml, named in the recipe under ``use:``
     recipe file     recipes/NAME.yaml
     site file       configs/sites/NAME.yaml (section ``site`` only)
