@@ -47,6 +47,7 @@ from pipeline.stages.curate.shards import (
     read_rows,
     write_shard,
 )
+from pipeline.stages.curate.shuffle import Shuffle
 from pipeline.stages.curate.split import SPLITS, assign
 from pipeline.stages.curate.synthetic import Generated
 from pipeline.stages.step import InputError, Step
@@ -280,13 +281,13 @@ class Curation:
             count = max(1, -(-size // (self.curate.shard_mb << 20)))
             tasks += [[name, str(number), str(count)] for number in range(count)]
             wanted += [(name, number) for number in range(count)]
-        written = self._map(blend.Shuffle(folders, blends, self.curate.format), "written", tasks, "shards")
+        written = self._map(Shuffle(folders, blends, self.curate.format), "written", tasks, "shards")
         for (name, number), folder in zip(wanted, written, strict=True):
             data_set, split = name.rsplit(".", 1)
             for file in folder.iterdir():
                 target = self.step.output / data_set / split / f"{number:05d}{file.suffix}"
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
+                _link(file, target)
         for split in SPLITS:  # a split without a document is an empty shard, not a missing one
             folder = self.step.output / "pretrain" / split
             if not folder.exists():
@@ -322,6 +323,14 @@ class Curation:
             done += 1
             self.step.progress(done, len(tasks), unit)
         return targets
+
+
+def _link(file: Path, target: Path) -> None:
+    """Give a finished file a second name, or copy it where the file system has no hard links."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def _rows(shards: list[Path], splits: Any, split: int) -> Iterator[dict[str, Any]]:

@@ -225,14 +225,14 @@ def test_output_shards_are_ranges_of_one_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Many shards put together are the one shard: the shuffle does not depend on their size."""
-    from pipeline.stages.curate import blend
+    from pipeline.stages.curate import shuffle
 
-    folders = []
+    monkeypatch.setattr(shuffle, "BATCH_BYTES", 5000)  # many batches
     state = tmp_path / "w" / "state"
     job = write_job("curate", tmp_path / "w", curate=corpus)
     assert start(job).wait(timeout=200) == 0
     folders = sorted((state / "finished").iterdir())
-    work = blend.Shuffle(folders, {}, "jsonl")
+    work = shuffle.Shuffle(folders, {}, "jsonl")
     lines = b""
     for number in range(7):
         part = tmp_path / f"part{number}"
