@@ -6,7 +6,8 @@
 Each side (``benchmarks/sides``) is a process of its own on the same files and with the
 same number of workers; the sides take turns.  ``seconds`` are the work as the side itself measures it, without imports and without starting Ray;
 ``whole`` is the process from start to end; memory is the largest sum over its process
-tree, read from ``/proc`` five times a second.
+tree, read from ``/proc`` five times a second.  Last, near-duplicates planted at several edit
+rates are looked for (``benchmarks/sides/duplicates.py``).
 """
 
 from __future__ import annotations
@@ -52,10 +53,12 @@ class Side:
                 command, cwd=ROOT, stdout=told, stderr=errors, text=True,
                 env={**os.environ, **self.environment, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"},
             )  # fmt: skip
-            total = largest = 0
+            total = own = worker = 0
             while process.poll() is None:
                 sizes = memory(process.pid)
-                total, largest = max(total, sum(sizes)), max(largest, *sizes, 0)
+                total = max(total, sum(resident for resident, _ in sizes))
+                own = max(own, sizes[0][1])
+                worker = max(worker, *(private for _, private in sizes[1:]), 0)
                 time.sleep(0.2)
             whole = time.monotonic() - started
             told.seek(0)
@@ -70,7 +73,8 @@ class Side:
             "whole": whole,
             "rate": float(str(self.said["documents_in"])) / seconds,
             "total_mb": total / 1024,
-            "largest_mb": largest / 1024,
+            "own_mb": own / 1024,
+            "worker_mb": worker / 1024,
         }
 
     def median(self, name: str) -> float:
@@ -78,10 +82,13 @@ class Side:
         return statistics.median(run[name] for run in self.runs)
 
 
-def memory(root: int) -> list[int]:
-    """Resident memory (kB) of a process and all below it."""
+def memory(root: int) -> list[tuple[int, int]]:
+    """(resident, of it private) memory (kB) of a process and then of all below it.
+
+    Private memory leaves out mapped files, whose pages the system takes back when it needs them.
+    """
     parents: dict[int, list[int]] = {}
-    resident: dict[int, int] = {}
+    sizes: dict[int, tuple[int, int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -92,11 +99,12 @@ def memory(root: int) -> list[int]:
         values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
         pid = int(entry.name)
         parents.setdefault(int(values["PPid"]), []).append(pid)
-        resident[pid] = int(values.get("VmRSS", "0 kB").split()[0])
+        resident, private = (int(values.get(name, "0 kB").split()[0]) for name in ("VmRSS", "RssAnon"))
+        sizes[pid] = resident, private
     found, waiting = [], [root]
     while waiting:
         pid = waiting.pop()
-        found.append(resident.get(pid, 0))
+        found.append(sizes.get(pid, (0, 0)))
         waiting += parents.get(pid, [])
     return found
 
@@ -130,6 +138,36 @@ def table(sides: list[Side]) -> list[str]:
             f"{side.median('total_mb'):,.0f} MB | {side.median('whole'):.1f} s |"
         )
     return lines
+
+
+def found_by_rate() -> list[str]:
+    """Planted near-duplicates found, by edit rate, beside datasketch."""
+    told = subprocess.run(
+        [str(Toolchain("core").python), "-m", "benchmarks.sides.duplicates"],
+        cwd=ROOT, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    said = json.loads(told.stdout.splitlines()[-1])
+    threshold = said["threshold"]
+    lines = [
+        f"Planted near-duplicates found (threshold {threshold:g}; truth is the exact Jaccard similarity of the shingles):",
+        "",
+        "| words exchanged | mean similarity | alike: found | datasketch | unlike: found | datasketch |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in said["rows"]:
+        (ours, wrong), (theirs, their_wrong) = row["ours"], row["datasketch"]
+        lines.append(
+            f"| {row['rate']:.1%} | {row['likeness']:.2f} | {ours} of {row['alike']} | {theirs} | "
+            f"{wrong} of {row['unlike']} | {their_wrong} |"
+        )
+    shares = {
+        side: f"{exact / count:.1%} ({near / count:.1%} of {threshold - 0.1:g} or more)"
+        for side, (count, exact, near) in said["precision"].items()
+    }
+    return [
+        *lines, "",
+        f"Of all pairs found, {shares['ours']} are alike by exact similarity; datasketch: {shares['datasketch']}.",
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -175,7 +213,7 @@ def main() -> None:
             print(f"{scale}x: {side.runs[0]}", flush=True)
             growth.append(
                 f"| {scale}x, {side.said['documents_in']:,} documents | {side.median('seconds'):.1f} s | "
-                f"{side.median('rate'):,.0f} | {side.median('largest_mb'):,.0f} MB |"
+                f"{side.median('rate'):,.0f} | {side.median('worker_mb'):,.0f} MB | {side.median('own_mb'):,.0f} MB |"
             )
     same = f"Both kept the same {filters[0].said['documents_out']:,} documents (equal digests of the ids)."
     text = "\n".join(
@@ -183,7 +221,8 @@ def main() -> None:
             "Unicode repair and 17 filters, read and write:", "", *table(filters), "", same, "",
             "Filters, MinHash near-duplicates, read and write:", "", *table(dedup), "",
             "Growth (filters and near-duplicates; once each):", "",
-            "| corpus | seconds | documents/s | largest process |", "| --- | ---: | ---: | ---: |", *growth, "",
+            "| corpus | seconds | documents/s | largest worker | the step itself |", "| --- | ---: | ---: | ---: | ---: |",
+            *growth, "", "Memory without mapped files.", "", *found_by_rate(), "",
             f"`make bench-curation`: {given.documents:,} documents, {given.workers} workers, {given.rounds} rounds in "
             f"alternation (near-duplicates {max(2, given.rounds - 1)}), {os.cpu_count()} cores of {processor()}, {date.today()}, "
             f"Python {platform.python_version()}.",

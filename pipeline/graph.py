@@ -53,7 +53,7 @@ DATA_AND_MODELS = (("data", ("curate",)), *((name, (name,)) for name in MODELS))
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="curate",
-        version=3,
+        version=4,
         toolchain="core",
         sections=("curate", "model.vocab_size", "model.context"),
         uses_documents=True,

@@ -84,6 +84,13 @@ class ExactDuplicates:
 class NearDuplicates:
     """Documents that are alike: MinHash signatures, banded (Leskovec et al., ch. 3)."""
 
+    engine: str = setting(
+        "rensa",
+        "rensa: shingles of words, on the CPU; curator-gpu: NeMo Curator's workflow on NVIDIA GPUs, with "
+        "shingles of characters, where the bands alone decide and the threshold plays no part",
+        choices=("rensa", "curator-gpu"),
+    )
+    char_ngrams: int = setting(24, "curator-gpu: length of a shingle, in characters", ge=4)
     ngram: int = setting(5, "length of a shingle, in words", ge=1)
     permutations: int = setting(128, "length of a MinHash signature", ge=16)
     bands: int = setting(16, "bands of the signature; permutations must divide by it", ge=1)

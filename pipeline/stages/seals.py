@@ -7,6 +7,7 @@ keeps only what a seal proves (:func:`keep_sound`):
 
 * a sealed piece whose files still have their digests is kept;
 * a sealed piece with files missing is the rest of an interrupted removal, and dropped;
+* files of a sealed piece that were released (:func:`write_release`) may be there or not, and go;
 * a sealed piece whose bytes changed goes to quarantine;
 * what was never sealed is the unfinished piece of the interrupted attempt, and dropped.
 
@@ -19,7 +20,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,40 @@ def write_seal(work: Path, piece: Path) -> None:
     sync_path(work)
 
 
+def write_release(work: Path, files: Iterable[Path]) -> None:
+    """Remove sealed files that the step will never read again; their pieces stay sound without them.
+
+    First on record, then on the disk: after a crash between the two they are removed when
+    the step goes on.
+    """
+    seals = read_seals(work)
+    changed: dict[str, dict[str, Any]] = {}
+    released: list[Path] = []
+    for file in files:
+        name = file.relative_to(work)
+        owners = [parent.as_posix() for parent in name.parents if parent.as_posix() in seals]
+        if not owners:
+            raise ValueError(f"{file} is in no sealed piece")
+        piece = owners[0]
+        within = name.relative_to(piece).as_posix()
+        if seals[piece].get(within) is not None:
+            seals[piece][within] = None
+            changed[piece] = seals[piece]
+        released.append(file)
+    if changed:
+        with open(work / SEALS, "a", encoding="utf-8") as handle:
+            for piece, entries in changed.items():
+                handle.write(json.dumps({"piece": piece, "files": entries}, sort_keys=True) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+    for path in released:
+        path.unlink(missing_ok=True)
+
+
 def read_seals(work: Path) -> dict[str, dict[str, Any]]:
     """The sealed pieces of a work folder: path below ``work`` to its files' digests and sizes.
 
-    A later seal of the same piece replaces an earlier one; a torn last line seals nothing.
+    A released file has None instead.  A later seal of the same piece replaces an earlier one; a torn last line seals nothing.
     """
     found: dict[str, dict[str, Any]] = {}
     path = work / SEALS
@@ -104,6 +135,8 @@ def keep_sound(work: Path, quarantine: Callable[[Path, str], object]) -> list[st
         fault = _fault(piece, files)
         if fault is None:
             sound[name] = files
+            for released in (file for file, entry in files.items() if entry is None):
+                (piece / released).unlink(missing_ok=True)
         elif fault.endswith("is missing"):
             said.append(f"{name} is not whole ({fault}) and is made again")
             _remove(piece)
@@ -139,11 +172,12 @@ def _drop_unsealed(folder: Path, work: Path, sound: set[str]) -> None:
 def _fault(piece: Path, files: dict[str, Any]) -> str | None:
     present = {file.relative_to(piece).as_posix(): file for file in _files(piece)}
     for name in sorted(files.keys() - present.keys()):
-        return f"{name} is missing"
+        if files[name] is not None:
+            return f"{name} is missing"
     for name, file in present.items():
         if name not in files:
             return f"{name} was added"
-        if _entry(file) != files[name]:
+        if files[name] is not None and _entry(file) != files[name]:
             return f"{name} differs" if name != "." else "its bytes differ"
     return None
 

@@ -21,12 +21,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pipeline import schema
-from pipeline.stages.seals import write_seal
+from pipeline.stages.seals import write_release, write_seal
 
 Section = TypeVar("Section")
 
@@ -96,6 +97,10 @@ class Step:
         It must not be written again; the piece is flushed to the disk and digested.
         """
         write_seal(self.work, piece)
+
+    def release(self, files: Iterable[Path]) -> None:
+        """Remove files of sealed pieces that nothing will read again; the pieces stay sealed."""
+        write_release(self.work, files)
 
     def section(self, kind: type[Section]) -> Section:
         """The settings of one section, e.g. ``step.section(schema.Align)``."""

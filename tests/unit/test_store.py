@@ -14,7 +14,7 @@ from pipeline.runner.digests import DigestMemory
 from pipeline.runner.events import EventReader
 from pipeline.runner.lease import Lease, LeaseLost, acquire
 from pipeline.runner.store import Artifact, Store, damage, read_artifact
-from pipeline.stages.seals import sha256_file, write_seal
+from pipeline.stages.seals import sha256_file, write_release, write_seal
 from pipeline.stages.step import Step
 
 IDENTITY = "ab" * 32
@@ -311,3 +311,20 @@ def test_verify_reads_again_what_the_memory_would_vouch_for(tmp_path: Path) -> N
     os.utime(file, ns=(old, old))
     assert DigestMemory(tmp_path / "memory.json").digest(file) == first
     assert DigestMemory(tmp_path / "memory.json", reread=True).digest(file) != first
+
+
+def test_released_files_go_and_their_pieces_stay_sound(work: Path) -> None:
+    for name in ("step_1", "step_2"):
+        (work / "state" / "checkpoints" / name / "more").write_text("more")
+        write_seal(work, work / "state" / "checkpoints" / name)
+    write_release(work, [work / "state" / "checkpoints" / "step_1" / "weights"])
+    assert not (work / "state" / "checkpoints" / "step_1" / "weights").exists()
+    # Killed after the release was put on record and before the file was removed.
+    (work / "state" / "checkpoints" / "step_1" / "weights").write_text("checkpoints/step_1")
+    kept, told, aside = left(work)
+    assert kept == {"checkpoints/step_1/more", "checkpoints/step_2/more", "checkpoints/step_2/weights"}
+    assert not told
+    assert not aside
+    assert left(work)[0] == kept  # and once more, from the seals that were rewritten
+    with pytest.raises(ValueError, match="no sealed piece"):
+        write_release(work, [work / "state" / "half" / "weights"])

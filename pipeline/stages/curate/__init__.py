@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from nemo_curator.tasks import FileGroupTask
 from pipeline.schema import Curate, Model
 from pipeline.stages.curate import blend, passes, reading, tokens
 from pipeline.stages.curate.account import Account
+from pipeline.stages.curate.card import sample_places
 from pipeline.stages.curate.decontaminate import Grams
 from pipeline.stages.curate.drivers import Driver, driver
 from pipeline.stages.curate.duplicates.find import Corpus, Found
@@ -41,6 +42,7 @@ from pipeline.stages.curate.readers.lines import read_objects
 from pipeline.stages.curate.shards import (
     DOCUMENTS,
     FolderWork,
+    Gone,
     Measure,
     ShardWork,
     read_counts,
@@ -57,6 +59,17 @@ TRAIN = SPLITS.index("train")
 
 def run(step: Step) -> None:
     """Curate the recipe's sources; see the module's docstring for the order of the work."""
+    try:
+        _run(step)
+    except Gone as missing:
+        # Interrupted work was damaged in between, and its own sources were already released.
+        step.warning(f"{missing} is needed again and was released: curation begins anew")
+        shutil.rmtree(step.state)  # the step makes both anew
+        shutil.rmtree(step.output)
+        _run(step)
+
+
+def _run(step: Step) -> None:
     curation = Curation(step)
     raw = curation.read()
     shards = curation.pass_through(raw)
@@ -79,6 +92,7 @@ class Curation:
 
     def read(self) -> reading.Reading:
         """Read all sources into raw shards."""
+        passes.require(self.curate)
         self.step.phase("read sources")
         plan = reading.groups(self.curate)
         path = self.step.state / "groups.json"
@@ -113,7 +127,8 @@ class Curation:
             measured: list[Measure] = [Standing(), view] if last else passes.measures(each.whole, self.curate)
             self.step.phase("clean and filter" if number == 0 else f"after {plan[number - 1].whole}")
             work = ShardWork(stages, measured, self.curate.keep_dropped)
-            shards = self._map(work, f"pass-{number}", [[str(shard)] for shard in shards], "shards")
+            before, shards = shards, self._map(work, f"pass-{number}", [[str(s)] for s in shards], "shards")
+            self._release(before)
             self.account.passed(shards)
             if each.whole is not None:
                 removal = passes.removal(each.whole, self._duplicates(each.whole, number, shards))
@@ -128,6 +143,7 @@ class Curation:
         target = self.step.state / f"found-{number}"
         report = target / "report.json"
         if not target.exists():
+            self._require(shard / "numbers.npy" for shard in shards)
             part, scratch = target.with_suffix(".part"), self.step.state / f"scratch-{number}"
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
@@ -148,6 +164,7 @@ class Curation:
         self.step.phase("split")
         splits = self.step.state / "splits.npy"
         if not splits.exists():
+            self._require(shard / "view.npy" for shard in shards)
             scratch = self.step.state / "scratch-split"
             np.save(splits, assign(shards, self.curate, scratch), allow_pickle=False)
             shutil.rmtree(scratch, ignore_errors=True)
@@ -160,8 +177,11 @@ class Curation:
         self.step.phase("train the tokenizer")
         tokenizer = self._tokenizer(shards, splits)
         self.step.phase("make records")
-        folders = self._map(Finish(self.curate, splits, tokenizer, grams), "finished", tasks, "shards")
+        finish = Finish(self.curate, splits, tokenizer, grams, own_tokenizer=not self.step.base_model)
+        folders = self._map(finish, "finished", tasks, "shards")
         self.account.finished(folders)
+        if not self.curate.synthetic.tasks:  # they are asked for, out of the ledger, in every attempt
+            self._release(shards, DOCUMENTS)
         return folders
 
     def _synthetic(self, shards: list[Path], splits: Path) -> tuple[list[Path], Path]:
@@ -207,6 +227,7 @@ class Curation:
             sets.append(("held-out test documents", _texts(shards, splits, SPLITS.index("test"))))
         every = self.step.state / "grams-all.npz"
         if not every.exists():
+            self._require(shard / DOCUMENTS for shard in shards)
             Grams.of(sets, settings).save(every)
             self.step.seal(every)
         counts: Counter[int] = Counter()
@@ -244,6 +265,7 @@ class Curation:
             return folder
         kept = self.step.state / "tokenizer"
         if not kept.exists():
+            self._require(shard / DOCUMENTS for shard in shards)
             os.environ["RAYON_NUM_THREADS"] = str(self.step.threads)
             os.environ["TOKENIZERS_PARALLELISM"] = "true"
             part = kept.with_suffix(".part")
@@ -282,6 +304,7 @@ class Curation:
             tasks += [[name, str(number), str(count)] for number in range(count)]
             wanted += [(name, number) for number in range(count)]
         written = self._map(Shuffle(folders, blends, self.curate.format), "written", tasks, "shards")
+        self.step.release(path for each in folders for name in names for path in each.glob(f"{name}.jsonl"))
         for (name, number), folder in zip(wanted, written, strict=True):
             data_set, split = name.rsplit(".", 1)
             for file in folder.iterdir():
@@ -317,12 +340,33 @@ class Curation:
             for task, target in zip(tasks, targets, strict=True)
             if not target.exists()
         ]
+        for task in waiting:
+            self._require(work.needs(task.data))
         done = len(tasks) - len(waiting)
         for finished in self.driver.run(work, waiting):
             self.step.seal(finished)
             done += 1
             self.step.progress(done, len(tasks), unit)
         return targets
+
+    def _require(self, files: Iterable[Path]) -> None:
+        for file in files:
+            if not file.exists():
+                raise Gone(str(file.relative_to(self.step.state)))
+
+    def _release(self, shards: list[Path], *patterns: str) -> None:
+        """Free the disk of documents and measures that later passes have taken over.
+
+        Counts and dropped documents stay, and the shards that the data card's samples come from.
+        """
+        spared = {shards[place] for place in sample_places(len(shards))}
+        self.step.release(
+            path
+            for shard in shards
+            for pattern in patterns or (DOCUMENTS, "*.npy")
+            for path in shard.glob(pattern)
+            if shard not in spared
+        )
 
 
 def _link(file: Path, target: Path) -> None:

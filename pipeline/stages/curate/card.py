@@ -131,12 +131,17 @@ def _tokens(account: Account, split: str) -> int:
     return total
 
 
+def sample_places(shards: int) -> list[int]:
+    """Which shards the samples come from, spread over the corpus."""
+    return list(range(0, shards, max(1, shards // SAMPLES)))[:SAMPLES]
+
+
 def _samples(account: Account, raw: list[Path]) -> Iterator[dict[str, Any]]:
     """Some documents as they were read and as they left the passes, or why they did not.
 
     A pass makes its shard ``n`` of shard ``n`` of the one before, so only a few are read.
     """
-    places = list(range(0, len(raw), max(1, len(raw) // SAMPLES)))[:SAMPLES]
+    places = sample_places(len(raw))
     each = -(-SAMPLES // max(1, len(places)))
     for place in places:
         chosen = [row for row in read_rows(raw[place] / DOCUMENTS) if is_sample(row["id"])][:each]

@@ -7,18 +7,22 @@ stays finished: a folder that exists is not made again.
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from nemo_curator.tasks import FileGroupTask
 
 from pipeline.stages.curate.shards import FolderWork
 from pipeline.stages.pool import worker_pool
+from pipeline.stages.step import InputError
 
 POLL_S = 0.5
+CONNECT_S = 10.0
 
 
 class Driver(Protocol):
@@ -112,24 +116,37 @@ class RayDriver:
             yield from done
 
     def _execute(self, work: FolderWork, tasks: list[FileGroupTask], outcome: list[BaseException]) -> None:
-        import os
-
         import ray
         from nemo_curator.backends.ray_data import RayDataExecutor
         from nemo_curator.pipeline import Pipeline
 
         try:
-            if self.address != "local":
-                os.environ["RAY_ADDRESS"] = self.address
-                ray.init(address=self.address, ignore_reinit_error=True, log_to_driver=False)
-            else:
-                os.environ.pop("RAY_ADDRESS", None)
-                ray.init(
-                    num_cpus=self.workers,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    ignore_reinit_error=True,
-                )
+            self._connect(ray)
             Pipeline(name="curation", stages=[work]).run(RayDataExecutor(), initial_tasks=tasks)
         except BaseException as error:
             outcome.append(error)
+
+    def _connect(self, ray: Any) -> None:
+        """Join the cluster at the address, or start one that ends with this process."""
+        if self.address == "local":
+            os.environ.pop("RAY_ADDRESS", None)
+            ray.init(
+                num_cpus=self.workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                ignore_reinit_error=True,
+            )
+            return
+        os.environ["RAY_ADDRESS"] = self.address  # Curator's executor connects by it
+        try:
+            host, _, port = self.address.rpartition(":")
+            socket.create_connection(
+                (host, int(port)), timeout=CONNECT_S
+            ).close()  # Ray itself waits a minute
+            ray.init(address=self.address, ignore_reinit_error=True, log_to_driver=False)
+        except (OSError, ValueError, RuntimeError) as error:  # of the socket, the address, of Ray
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"no Ray cluster answers at {self.address} (site.ray): {first}. Give HOST:PORT of its head node, "
+                "as `ray status` shows it, or 'local' to start one here"
+            ) from None

@@ -39,8 +39,10 @@ from pipeline.stages.curate.shards import (
 )
 from pipeline.stages.curate.split import SPLITS
 from pipeline.stages.curate.text_stages import Ledger
+from pipeline.stages.curate.tokens import pieces
 
 TRAIN = SPLITS.index("train")
+BATCH_CHARACTERS = 1 << 17  # encoded at once
 
 
 def with_header(name: str, text: str, max_characters: int) -> str:
@@ -92,8 +94,11 @@ class GramCount(FolderWork):
 class Finish(FolderWork):
     """See the module's docstring."""
 
-    def __init__(self, curate: Curate, splits: Path, tokenizer: Path, grams: Path | None) -> None:
+    def __init__(
+        self, curate: Curate, splits: Path, tokenizer: Path, grams: Path | None, *, own_tokenizer: bool
+    ) -> None:
         self.name = "finish"
+        self.own_tokenizer = own_tokenizer  # trained here, not a base model's
         self.curate = curate
         self.splits, self.tokenizer = str(splits), str(tokenizer / "tokenizer.json")
         self.grams = None if grams is None else str(grams)
@@ -182,10 +187,7 @@ class Finish(FolderWork):
         self, part: Path, name: str, records: list[tuple[dict[str, Any], int]], lengths: Counter[str]
     ) -> int:
         """Write the records in the order of their keys; returns their tokens."""
-        encoded = self._tokenizer.encode_batch_fast(
-            [record["text"] for record, _ in records], add_special_tokens=False
-        )
-        tokens = np.array([len(each.ids) for each in encoded], dtype=np.int64)
+        tokens = self._token_counts([record["text"] for record, _ in records])
         lengths.update(str(bucket(count)) for count in tokens.tolist())
         keys = np.array([shuffle_key(record["id"]) for record, _ in records], dtype=np.uint64)
         order = np.argsort(keys, kind="stable")
@@ -201,3 +203,23 @@ class Finish(FolderWork):
             begins=np.array(begins, dtype=np.int64),
         )
         return int(tokens.sum())
+
+    def _token_counts(self, texts: list[str]) -> Any:
+        """Tokens of each text; an encoding takes some hundred times its text, so little at a time."""
+        counts = np.zeros(len(texts), dtype=np.int64)
+        batch: list[tuple[int, str]] = []
+        size = 0
+        for place, text in enumerate(texts):
+            for piece in pieces(text) if self.own_tokenizer else [text]:
+                batch.append((place, piece))
+                size += len(piece)
+                if size >= BATCH_CHARACTERS:
+                    self._count(batch, counts)
+                    batch, size = [], 0
+        self._count(batch, counts)
+        return counts
+
+    def _count(self, batch: list[tuple[int, str]], counts: Any) -> None:
+        encoded = self._tokenizer.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
+        for (place, _), each in zip(batch, encoded, strict=True):
+            counts[place] += len(each.ids)

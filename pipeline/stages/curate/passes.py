@@ -19,7 +19,7 @@ from nemo_curator.tasks import DocumentBatch
 from pipeline import curation
 from pipeline.schema import Curate
 from pipeline.stages.curate.catalogue import load
-from pipeline.stages.curate.duplicates import find
+from pipeline.stages.curate.duplicates import find, on_gpu
 from pipeline.stages.curate.duplicates.embedded import corpus_pairs
 from pipeline.stages.curate.duplicates.measures import ContentKeys, Signatures, Standing
 from pipeline.stages.curate.language import IdentifyLanguage
@@ -55,11 +55,20 @@ def passes(curate: Curate) -> list[Pass]:
     return found
 
 
+def require(curate: Curate) -> None:
+    """Raise :class:`InputError` for stages that cannot run on this machine."""
+    for name in curation.stage_order(curate):
+        entry = curation.entry_of(name)
+        if entry is not None and entry["kind"] == "classifier":
+            _require_gpu(name)
+        if name == "near-duplicates" and curate.near_duplicates.engine == "curator-gpu":
+            on_gpu.require()
+
+
 def build(names: list[str], curate: Curate) -> list[ProcessingStage[DocumentBatch, DocumentBatch]]:
     """The stage objects of a pass; neighbouring filters become one stage.
 
-    Raises :class:`InputError` for parameters that Curator refuses and for classifiers
-    where there is no GPU.
+    Raises :class:`InputError` for parameters that Curator refuses.
     """
     stages: list[ProcessingStage[DocumentBatch, DocumentBatch]] = []
     filters: list[tuple[str, Any]] = []
@@ -123,7 +132,6 @@ def _own(name: str, curate: Curate) -> ProcessingStage[DocumentBatch, DocumentBa
 def _curators(name: str, kind: str, curate: Curate) -> ProcessingStage[DocumentBatch, DocumentBatch]:
     if kind == "modifier":
         return ModifyText(name, make(name, curate))
-    _require_gpu(name)
     given = curation.parameters(curate, name)
     # Not executed here: Curator's classifiers need a GPU.
     return Told(name, make(name, curate), f"not in {given.get('filter_by') or 'the wanted classes'}")
@@ -145,6 +153,8 @@ def measures(whole: str | None, curate: Curate) -> list[Measure]:
         return [Standing(), ContentKeys(curate.exact_duplicates.fold)]
     if whole == "near-duplicates":
         near = curate.near_duplicates
+        if near.engine == "curator-gpu":
+            return [Standing()]
         return [Standing(), Signatures("signatures", near.ngram, near.permutations)]
     if whole == "semantic-duplicates":
         return [Standing()]
@@ -160,6 +170,9 @@ def find_duplicates(
         return find.exact(corpus, curate.exact_duplicates.which, curate.memory_mb, target)
     if whole == "near-duplicates":
         near = curate.near_duplicates
+        if near.engine == "curator-gpu":
+            labels = on_gpu.labels(shards, corpus.starts, near, scratch)
+            return find.by_labels(corpus, labels, near.which, target)
         return find.near(corpus, near.bands, near.threshold, near.which, curate.memory_mb, target, scratch)
     settings = curate.semantic_duplicates
     pairs = corpus_pairs(corpus, settings, curate.memory_mb, scratch, progress)

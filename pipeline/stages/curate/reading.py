@@ -100,6 +100,10 @@ class ReadGroup(FolderWork):
         self.plan, self.max_bytes = str(plan), max_bytes
         self.sources = [asdict(source) for source in sources]
 
+    def needs(self, sources: list[str]) -> list[Path]:
+        """Nothing of earlier work: the sources lie outside."""
+        return []
+
     def make(self, sources: list[str], part: Path) -> None:
         """``sources`` is the group's number."""
         number = int(sources[0])

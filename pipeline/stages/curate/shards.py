@@ -45,6 +45,10 @@ class Measure(Protocol):
         ...
 
 
+class Gone(Exception):
+    """A shard must be made again, and what it is made of was released: curation begins anew."""
+
+
 class FolderWork(ProcessingStage[FileGroupTask, FileGroupTask]):
     """Work that makes one folder out of others; ``task.data`` ends with the folder to make."""
 
@@ -57,6 +61,10 @@ class FolderWork(ProcessingStage[FileGroupTask, FileGroupTask]):
 
     def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
         """What a worker needs once."""
+
+    def needs(self, sources: list[str]) -> list[Path]:
+        """The files of earlier work that a task reads."""
+        return [Path(sources[0]) / DOCUMENTS]
 
     def process(self, task: FileGroupTask) -> FileGroupTask:
         """Make the target, unless it is there."""

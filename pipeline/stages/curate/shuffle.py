@@ -35,6 +35,11 @@ class Shuffle(FolderWork):
         self.blends = {name: blend.plain() for name, blend in blends.items()}
         self.formats = formats
 
+    def needs(self, sources: list[str]) -> list[Path]:
+        """The records of the data set and split in every shard that has some."""
+        folders = (Path(folder) for folder in self.folders)
+        return [f / f"{sources[0]}.jsonl" for f in folders if (f / f"{sources[0]}.npz").exists()]
+
     def make(self, sources: list[str], part: Path) -> None:
         """``sources``: data set and split, number of the shard, number of shards."""
         name, number, count = sources[0], int(sources[1]), int(sources[2])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from conftest import events, start, write_job
 from pipeline import schema
 from pipeline.stages import house_style
 from pipeline.stages.curate import tokens
+from pipeline.stages.curate.card import SAMPLES
 from pipeline.stages.curate.duplicates import clusters, signatures
 from pipeline.stages.curate.shards import SHARD
 from pipeline.stages.curate.styles import WAYS, mend, spoil
@@ -119,6 +121,63 @@ def test_only_unfinished_shards_are_made_again(tmp_path: Path, run_stage: Callab
     assert start(job).wait(timeout=200) == 0
     assert {file: file.stat().st_ino for file in finished} == finished
     assert tree(tmp_path / "w" / "output") == tree(whole / "output")
+
+
+@pytest.fixture(scope="module")
+def many_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings with forty sources, so forty shards, which are passed three times."""
+    folder = tmp_path_factory.mktemp("files")
+    for number in range(40):
+        rows = [{"text": words(30, number % 30 * 50 + place), "title": "t"} for place in range(50)]
+        (folder / f"{number:02d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "sources": [schema.Source(path=str(path)) for path in sorted(folder.iterdir())],
+        "stages": ["UnicodeReformatter", "exact-duplicates", "near-duplicates"],
+        "pairs": False,
+    }
+
+
+def held(state: Path, name: str) -> int:
+    """How many shards of a pass still hold their documents."""
+    return len(list((state / name).glob("**/documents.jsonl")))
+
+
+def test_documents_of_superseded_passes_leave_the_disk(
+    tmp_path: Path, many_files: dict[str, Any], run_stage: Callable[..., Path]
+) -> None:
+    made = run_stage("curate", tmp_path / "w", curate=many_files)
+    report = json.loads((made / "output" / "report.json").read_text())
+    assert report["documents"]["dropped"] == {"exact-duplicates": 500}
+    for name in ("raw", "pass-0", "pass-1", "pass-2"):
+        assert 0 < held(made / "state", name) <= SAMPLES < 40
+    assert not list((made / "state" / "finished").glob("*/pretrain.*.jsonl"))
+
+
+def test_killed_anywhere_it_goes_on_from_what_was_not_released(
+    tmp_path: Path, many_files: dict[str, Any], run_stage: Callable[..., Path]
+) -> None:
+    whole = tree(run_stage("curate", tmp_path / "whole", curate=many_files) / "output")
+    work = tmp_path / "w"
+    job = write_job("curate", work, curate=many_files)
+    killed = 0
+    for place in ("pass-1/00020", "pass-2/00010", "finished/00030"):
+        process = start(job)
+        while not (work / "state" / place).exists() and process.poll() is None:
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        killed += process.returncode == -signal.SIGKILL
+        keep_sound(work, lambda *_: pytest.fail("nothing was damaged"))
+        shutil.rmtree(work / "output", ignore_errors=True)  # as the controller does
+    assert killed == 3
+    # A shard rots whose own sources were released: the step begins anew rather than fail.
+    shutil.rmtree(work / "state" / "pass-2" / "00004")
+    process = start(job)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert "begins anew" in events(work, "warning")[-1]["text"]
+    assert tree(work / "output") == whole
 
 
 @pytest.mark.parametrize(("edits", "duplicate"), [(0, True), (2, True), (60, False)])
@@ -253,3 +312,17 @@ def test_the_chat_template_renders_as_promised(curated: Path) -> None:
     assert [tokenizer.convert_tokens_to_ids(token) for token in tokens.SPECIALS] == [0, 1, 2, 3]
     text = "Unicode: naïve – 東京 \t x"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_a_long_text_in_pieces_has_the_same_tokens(curated: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(curated / "tokenizer" / "tokenizer.json"))
+    rows = [*documents(curated, "train"), *documents(curated, "test")]
+    for joint in ("\n", " ", "\n\n   ", "\t"):
+        text = joint.join(row["text"] for row in rows) + "x" * 100_000
+        found = list(tokens.pieces(text))
+        assert "".join(found) == text
+        assert len(found) > 5
+        whole = tokenizer.encode(text, add_special_tokens=False).ids
+        assert [i for piece in found for i in tokenizer.encode(piece, add_special_tokens=False).ids] == whole

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import events, start, write_job
 
 from pipeline import schema
-from pipeline.stages.curate.duplicates import choose, clusters, find, shingles
+from pipeline.stages.curate.duplicates import choose, clusters, find, on_gpu, shingles
 from pipeline.stages.curate.duplicates.bands import similar_pairs
 from pipeline.stages.curate.duplicates.measures import ContentKeys, Signatures, Standing
 from pipeline.stages.curate.duplicates.minhash import signature_rows
 from pipeline.stages.curate.harvest import package_sources, read_docstrings
-from pipeline.stages.curate.shards import write_shard
+from pipeline.stages.curate.shards import DOCUMENTS, write_shard
 
 NEAR = schema.NearDuplicates()
 
@@ -112,10 +113,10 @@ def test_memory_never_changes_what_is_found(texts: list[str]) -> None:
 def corpus_of(folder: Path, rows: list[dict[str, Any]], size: int) -> find.Corpus:
     measures = [Standing(), ContentKeys(True), Signatures("signatures", 5, 128)]
     shards = []
-    for start in range(0, len(rows), size):
-        shard = folder / f"{start:05d}"
+    for first in range(0, len(rows), size):
+        shard = folder / f"{first:05d}"
         shard.mkdir(parents=True)
-        write_shard(shard, rows[start : start + size], {}, measures)
+        write_shard(shard, rows[first : first + size], {}, measures)
         shards.append(shard)
     return find.Corpus(shards)
 
@@ -178,3 +179,49 @@ def test_policies_prefer_the_first_of_equals() -> None:
     assert choose(labels, "best-score", None, np.array([np.nan, 1, 2, 0, 2])).tolist() == [
         False, True, True, False, False,
     ]  # fmt: skip
+
+
+def test_components_of_curators_gpu_workflow_become_labels(tmp_path: Path) -> None:
+    """Files in the workflow's formats: its ids go by the order in which files happened to be read."""
+    import pandas as pd
+    from nemo_curator.stages.deduplication.id_generator import CURATOR_DEDUP_ID_STR, IdGeneratorBase
+
+    shards = [tmp_path / name for name in ("00000", "00001", "00002")]
+    register = IdGeneratorBase()
+    firsts = {
+        shard: register.register_batch([str(shard / DOCUMENTS)], count)
+        for shard, count in ((shards[2], 4), (shards[0], 3), (shards[1], 2))
+    }
+    register.to_disk(str(tmp_path / "ids.json"))
+    starts = np.array([0, 3, 5, 9])
+
+    def identifier(shard: int, place: int) -> int:
+        return firsts[shards[shard]] + place
+
+    components = tmp_path / "components"
+    assert on_gpu.read_labels(shards, starts, components, tmp_path / "ids.json").tolist() == list(range(9))
+    components.mkdir()
+    members = [(2, 3, 77), (0, 1, 77), (1, 0, 77), (2, 0, 5), (2, 1, 5), (0, 2, 9)]
+    pd.DataFrame(
+        {
+            CURATOR_DEDUP_ID_STR: [identifier(shard, place) for shard, place, _ in members],
+            on_gpu.GROUP: [group for *_, group in members],
+        }
+    ).to_parquet(components / "part.parquet")
+    found = on_gpu.read_labels(shards, starts, components, tmp_path / "ids.json")
+    assert found.tolist() == [0, 1, 2, 1, 4, 5, 5, 7, 1]
+
+
+def test_curators_gpu_workflow_is_refused_without_a_gpu(tmp_path: Path) -> None:
+    (tmp_path / "docs.jsonl").write_text('{"text": "some words of a document"}\n')
+    settings = {
+        "sources": [schema.Source(path=str(tmp_path / "docs.jsonl"))],
+        "stages": ["near-duplicates"],
+        "near_duplicates": schema.NearDuplicates(engine="curator-gpu"),
+    }
+    process = start(write_job("curate", tmp_path / "w", curate=settings))
+    process.communicate(timeout=100)
+    assert process.returncode == 2
+    said = events(tmp_path / "w", "error")[0]["text"]
+    assert "curator-gpu needs" in said
+    assert "Use engine: rensa" in said

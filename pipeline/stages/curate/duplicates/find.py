@@ -144,6 +144,11 @@ def by_pairs(corpus: Corpus, pairs: Iterator[tuple[Any, Any, Any]], which: str, 
     )
 
 
+def by_labels(corpus: Corpus, labels: Any, which: str, target: Path) -> Found:
+    """Duplicates by clusters found elsewhere: for each document the place of its cluster's first."""
+    return _finish(corpus, labels, which, target, lambda one, two: float("nan"))
+
+
 def _part(corpus: Corpus, part: int, parts: int) -> tuple[Any, Any]:
     indices, keys = [], []
     for start, shard in zip(corpus.starts, corpus.shards, strict=False):
