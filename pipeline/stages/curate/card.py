@@ -48,10 +48,15 @@ def data_card(
         "duplicates": {name.removesuffix("-duplicates"): found for name, found in account.duplicates.items()},
         "redactions": report["redactions"],
         "decontamination": {
-            name: {"ngrams": about["ngrams"], "documents_hit": about["documents"]}
+            name: {
+                "ngrams": about["ngrams"],
+                "common": about["common"],
+                "documents_hit": about["documents"],
+            }
             for name, about in report["decontamination"].items()
         },
         "sources": _sources(account),
+        "blend": _blend(account),
         "splits": {
             split: {"documents": _documents(report, split), "tokens": _tokens(account, split)}
             for split in SPLITS
@@ -116,6 +121,20 @@ def _sources(account: Account) -> list[dict[str, Any]]:
             entry["epochs"] = share.report()["epochs"]
         found.append(entry)
     return found
+
+
+def _blend(account: Account) -> dict[str, dict[str, int]]:
+    """Tokens that the weights ask of each source, and those that it gave; nothing without weights."""
+    train = account.blend.get("pretrain.train", Blend())
+    named = {
+        f"{index}: {source.name or source.kind}": train.shares[index]
+        for index, source in enumerate(account.curate.sources)
+        if index in train.shares and source.weight is not None
+    }
+    return {
+        "wanted": {name: share.wanted for name, share in named.items()},
+        "got": {name: share.tokens for name, share in named.items()},
+    }
 
 
 def _documents(report: dict[str, Any], split: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,38 @@ def test_every_documents_fate_is_known(made: Path) -> None:
     assert report["redactions"]["email"]["replace"] >= 6
     assert report["unreadable_records"] == 6
     assert [q["line"] for q in read(made / "quarantine.jsonl")][:2] == [2, 104 + 1]
+
+
+def test_the_data_card_agrees_with_the_data(made: Path) -> None:
+    report = json.loads((made / "report.json").read_text())
+    card = json.loads((made / "card.json").read_text())
+    documents_of = card["documents"]
+    dropped = sum(count for reasons in documents_of["dropped"].values() for count in reasons.values())
+    assert documents_of["raw"] == documents_of["kept"] + dropped == report["documents"]["raw"]
+    left = documents_of["raw"]
+    for stage in card["stages"]:
+        assert stage["in"] == left >= stage["out"]
+        left = stage["out"]
+    assert left == documents_of["kept"]
+    assert {stage["name"] for stage in card["stages"]} >= {"WordCountFilter", "redact", "near-duplicates"}
+    read_as_text = documents_of["raw"] - sum(documents_of["dropped"].get("reading", {}).values())
+    for when, count in (("before", read_as_text), ("after", documents_of["kept"])):
+        assert sum(card["lengths"][when]["counts"]) == count
+    rows = [row for split in ("train", "validation", "test") for row in documents(made, split)]
+    german = read(made / "pretrain-de" / "train" / "00000.jsonl")
+    assert sum(each["documents"] for each in card["splits"].values()) >= len(rows) + len(german)
+    assert {(s["name"], s["licence"]) for s in card["sources"]} == {
+        ("crawl", "CC-BY-4.0"),
+        ("notes", "internal"),
+        ("docs", None),
+    }
+    fates = {sample["fate"] for sample in card["samples"]}
+    assert card["samples"]
+    assert all(fate == "kept" or fate.startswith("dropped by") for fate in fates)
+    page = (made / "card.html").read_text()
+    assert all(word in page for word in ("crawl", "CC-BY-4.0", "near-duplicate", "WordCountFilter"))
+    assert not re.search(r"(src|href)=[\"']?https?:", page)  # the page fetches nothing
+    assert card["redactions"]["email"]["replace"] >= 1
 
 
 def test_languages_are_routed(made: Path) -> None:
