@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from pipeline import curation, schema
 
+LARGEST_RATIO = 1e6  # of two sources' weights
+
 
 def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
     """All broken rules of a recipe as (setting, message), the first the most basic."""
@@ -60,9 +62,27 @@ def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:
     if any(weighed) and not all(weighed):
         index = weighed.index(False)
         yield f"curate.sources.{index}.weight", "is missing; either every source has a weight or none has"
+    weights = [source.weight for source in curate.sources if source.weight is not None]
+    if weights and not max(weights) <= LARGEST_RATIO * min(weights):
+        yield (
+            "curate.sources",
+            f"weights from {min(weights):g} to {max(weights):g} leave one source nothing to give",
+        )
+    packages = [package for source in curate.sources for package in source.packages]
+    if len(set(packages)) < len(packages):
+        yield "curate.sources", "a package is named twice"
     if curate.tokens and not any(weighed):
         yield "curate.tokens", "sets the size of a blend; give the sources weights"
     yield from curation.faults(curate)
+    for setting, given, stage in (
+        ("decontaminate.sets", curate.decontaminate.sets, "decontaminate"),
+        ("language.keep", curate.language.keep, "language"),
+        ("language.drop", curate.language.drop, "language"),
+        ("language.route", curate.language.route, "language"),
+        ("semantic_duplicates.model", curate.semantic_duplicates.model, "semantic-duplicates"),
+    ):
+        if given and stage not in curate.stages:
+            yield f"curate.{setting}", f"means nothing without the stage {stage!r}: add it to curate.stages"
     for name in ("near_duplicates", "prompts"):
         near = getattr(curate, name)
         if near.permutations % near.bands:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +30,11 @@ SUFFIXES = {
 
 @dataclass(frozen=True)
 class Unit:
-    """One file of a source: ``name`` is relative to the source's folder, ``path`` where it lies."""
+    """One file of a source: ``name`` is relative to the source's folder, ``path`` where it lies.
+
+    Both are text: bytes of a file name that are not UTF-8 are escaped (``\\xff``), so such a
+    file is not found at its path, and is put down as unreadable.
+    """
 
     name: str
     path: str
@@ -56,9 +63,38 @@ def local_units(source: Source) -> list[Unit]:
     """
     root = Path(str(source.path))
     if root.is_file():
-        return [Unit(root.name, str(root))]
-    fitting = [p for p in sorted(root.rglob("*")) if belongs(source.kind, p.name)]
+        return [Unit(_plain(root.name), str(root))]
+    fitting = [p for p in _walk(root) if belongs(source.kind, p.name)]
     parents = {parent for p in fitting if not p.is_dir() for parent in p.parents}
-    return [
-        Unit(p.relative_to(root).as_posix(), str(p)) for p in fitting if not (p.is_dir() and p in parents)
-    ]
+    found = [p for p in fitting if not (p.is_dir() and p in parents)]
+    return [Unit(_plain(p.relative_to(root).as_posix()), _plain(str(p))) for p in found]
+
+
+def passed_over(source: Source) -> Counter[str]:
+    """The files of a local folder that a source of this kind does not read, by the end of their names."""
+    root = Path(str(source.path))
+    if not root.is_dir():
+        return Counter()
+    return Counter(
+        _plain(p.suffix.lower()) or "no ending"
+        for p in _walk(root)
+        if not belongs(source.kind, p.name) and p.is_file()
+    )
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Everything below a folder in a fixed order; linked folders too, unless they lead back up."""
+    pending: list[tuple[Path, frozenset[str]]] = [(root, frozenset([os.path.realpath(root)]))]
+    found = []
+    while pending:
+        folder, above = pending.pop()
+        for entry in folder.iterdir():
+            found.append(entry)
+            real = os.path.realpath(entry)
+            if entry.is_dir() and not any(each == real or each.startswith(f"{real}/") for each in above):
+                pending.append((entry, above | {real}))
+    return iter(sorted(found))
+
+
+def _plain(name: str) -> str:
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

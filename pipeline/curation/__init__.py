@@ -125,6 +125,13 @@ def faults(curate: schema.Curate) -> Iterator[tuple[str, str]]:
     for index, name in enumerate(curate.stages):
         if class_of(name) not in known:
             yield f"curate.stages.{index}", _unknown(name, known, "stage")
+        elif class_of(name) in OWN_STAGES and name != class_of(name):
+            yield f"curate.stages.{index}", f"{class_of(name)} has no label: it can be listed once only"
+        elif _taken_out(curate, name):
+            yield (
+                f"curate.stages.{index}",
+                f"{name} is listed, and taken out by a null of its parameters: which is it?",
+            )
         elif curate.stages.index(name) != index:
             yield f"curate.stages.{index}", f"{name!r} is listed twice"
     for kind, section in SECTIONS.items():
@@ -150,6 +157,11 @@ def faults(curate: schema.Curate) -> Iterator[tuple[str, str]]:
                     f"curate.{section}.{name}",
                     f"needs {', '.join(missing)}: curate.{section}.{name}.{missing[0]}=...",
                 )
+
+
+def _taken_out(curate: schema.Curate, name: str) -> bool:
+    entry = entry_of(name)
+    return entry is not None and getattr(curate, SECTIONS[entry["kind"]]).get(name, {}) is None
 
 
 def _parameter_faults(

@@ -22,7 +22,7 @@ def number(*parts: object) -> int:
 def paragraphs() -> list[str]:
     """Prose-like paragraphs of some 4,000 characters, all different."""
     words = [
-        f"{chr(97 + n % 26)}{hashlib.sha256(str(n).encode()).hexdigest()[: 4 + n % 9]}" for n in range(20_000)
+        f"{chr(97 + n % 26)}{hashlib.sha256(str(n).encode()).hexdigest()[: 4 + n % 9]}" for n in range(4_000)
     ]
     made = []
     for place in range(PARAGRAPHS):

@@ -28,9 +28,10 @@ import numpy as np
 import orjson
 from nemo_curator.tasks import FileGroupTask
 
+from pipeline.documents import is_remote, passed_over
 from pipeline.schema import Curate, Model
 from pipeline.stages.curate import blend, passes, reading, tokens
-from pipeline.stages.curate.account import Account
+from pipeline.stages.curate.account import BEYOND, BEYOND_FILE, BLEND, Account
 from pipeline.stages.curate.card import sample_places
 from pipeline.stages.curate.decontaminate import Grams
 from pipeline.stages.curate.drivers import Driver, driver
@@ -47,6 +48,7 @@ from pipeline.stages.curate.shards import (
     ShardWork,
     read_counts,
     read_rows,
+    write_rows,
     write_shard,
 )
 from pipeline.stages.curate.shuffle import Shuffle
@@ -101,6 +103,9 @@ class Curation:
             self.step.seal(path)
         work = reading.ReadGroup(path, self.curate.sources, self.curate.max_record_mb << 20)
         folders = self._map(work, "raw", [[str(number)] for number in range(len(plan))], "files")
+        for index, source in enumerate(self.curate.sources):
+            if source.path and source.kind != "dataset" and not is_remote(source.path):
+                self.account.passed_over(index, passed_over(source))
         raw = reading.account(folders)
         raw.check(self.curate.max_bad_share)
         if not raw.shards and not raw.dropped:
@@ -108,6 +113,8 @@ class Curation:
                 source.path or f"packages {', '.join(source.packages)}" for source in self.curate.sources
             )
             raise InputError(f"curate.sources: no document was found in {where}")
+        if any(source.id_field for source in self.curate.sources):
+            reading.check_unique(raw.shards, self.curate.memory_mb)
         self.account.read(raw)
         return raw
 
@@ -133,9 +140,7 @@ class Curation:
             if each.whole is not None:
                 removal = passes.removal(each.whole, self._duplicates(each.whole, number, shards))
         if not any(read_counts(shard)["left"] for shard in shards):
-            raise InputError(
-                f"curate: no document is left of {self.account.raw:,}: {self.account.reasons()}; loosen curate.filters"
-            )
+            raise InputError(f"curate: no document is left of {self.account.raw:,}: {self.account.reasons()}")
         return shards
 
     def _duplicates(self, whole: str, number: int, shards: list[Path]) -> Path:
@@ -169,6 +174,12 @@ class Curation:
             np.save(splits, assign(shards, self.curate, scratch), allow_pickle=False)
             shutil.rmtree(scratch, ignore_errors=True)
             self.step.seal(splits)
+        assigned = np.load(splits, mmap_mode="r", allow_pickle=False)
+        if not (assigned == TRAIN).any():
+            raise InputError(
+                f"curate: all {len(assigned):,} documents that are left fall into validation and test, which are drawn by "
+                "their ids; give more documents, or lower curate.validation_share and curate.test_share"
+            )
         if self.curate.synthetic.tasks:
             shards, splits = self._synthetic(shards, splits)
         starts = [str(int(start)) for start in Corpus(shards).starts[:-1]]
@@ -304,6 +315,13 @@ class Curation:
             tasks += [[name, str(number), str(count)] for number in range(count)]
             wanted += [(name, number) for number in range(count)]
         written = self._map(Shuffle(folders, blends, self.curate.format), "written", tasks, "shards")
+        self.account.blended(blends, {name: blend.records(folders, name, blends.get(name)) for name in names})
+        beyond = self.step.state / BEYOND_FILE
+        if self.curate.keep_dropped and not beyond.exists():
+            fate = {"dropped_by": BLEND, "reason": BEYOND}
+            lines = blend.left_out(folders, blends)
+            write_rows(beyond, ({**orjson.loads(line), "origin": origin, **fate} for origin, line in lines))
+            self.step.seal(beyond)
         self.step.release(path for each in folders for name in names for path in each.glob(f"{name}.jsonl"))
         for (name, number), folder in zip(wanted, written, strict=True):
             data_set, split = name.rsplit(".", 1)
@@ -316,7 +334,6 @@ class Curation:
             if not folder.exists():
                 folder.mkdir(parents=True)
                 (folder / "00000.jsonl").write_bytes(b"")
-        self.account.blended(blends)
         if self.curate.format.endswith("+megatron"):
             self.step.phase("tokenise for Megatron")
             tokens.write_megatron(self.step.output, self.step.output / "tokenizer", names)

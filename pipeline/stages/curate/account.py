@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from pipeline.stages.curate.user_data import UserData
 from pipeline.stages.step import Step, write_json, write_jsonl
 
 READING = "reading"  # the stage that pages without main text are dropped by
+BLEND, BEYOND = "blend", "beyond the weight of its source"
+BEYOND_FILE = "beyond.jsonl"  # those documents, on request
+THIN = 0.5  # a source that gives a smaller share of its tokens is worth a warning
 
 
 class Account:
@@ -50,6 +54,8 @@ class Account:
         self.instructions: dict[str, Any] = {}
         self.preferences: dict[str, Any] = {}
         self.prompts: dict[str, dict[str, int]] = {}
+        self.not_read: dict[str, dict[str, int]] = {}
+        self.records: dict[str, int] = {}
         self.shards: list[Path] = []
         self.sizes: dict[str, dict[str, int]] = {}
         self.preference_kinds: dict[str, dict[str, int]] = {}
@@ -120,9 +126,23 @@ class Account:
             "dropped": dict(sorted(made.dropped.items())),
         }
 
-    def blended(self, blends: dict[str, Blend]) -> None:
-        """Take in what every source gave."""
-        self.blend = blends
+    def passed_over(self, source: int, files: Counter[str]) -> None:
+        """Take in the files of a source's folder that it does not read, by the end of their names."""
+        if files:
+            self.not_read[str(source)] = dict(sorted(files.items()))
+
+    def blended(self, blends: dict[str, Blend], records: dict[str, int]) -> None:
+        """Take in what every source gave; documents that their source's weight leaves out are dropped.
+
+        ``records`` says how many records each split of each data set was to get.
+        """
+        self.blend, self.records = blends, records
+        for made in blends.values():
+            for origin, share in made.shares.items():
+                if share.left_out:
+                    self.dropped[BLEND, BEYOND] += share.left_out
+                    self.kept -= share.left_out
+                    self.origins["after"][origin] -= share.left_out
 
     def user_data(self, data: UserData, kept: int) -> None:
         """Take in a user's file, and how many of its records can be used."""
@@ -179,6 +199,8 @@ class Account:
             step.warning(
                 "no document gave an instruction pair (no titles or summaries); see the README, 'Your own documents'"
             )
+        for warning in self._about_sources():
+            step.warning(warning)
         for warning in self.preferences.get("warnings", ()):
             step.warning(f"curate.preferences: {warning}")
         inputs = {
@@ -191,6 +213,22 @@ class Account:
             f"{self.sizes['preference']['train']:,} preference pairs",
         )
 
+    def _about_sources(self) -> Iterator[str]:
+        for index, files in self.not_read.items():
+            counts = ", ".join(f"{count:,} {ending}" for ending, count in files.items())
+            yield (
+                f"curate.sources.{index}: {sum(files.values()):,} files there are not read, as a source of kind "
+                f"{self.curate.sources[int(index)].kind} does not: {counts}"
+            )
+        for name, made in self.blend.items():
+            for origin, share in made.shares.items():
+                if share.available and share.tokens < THIN * share.available:
+                    source = self.curate.sources[origin]
+                    yield (
+                        f"curate.sources.{origin} ({source.name or source.kind}) gives "
+                        f"{share.tokens / share.available:.0%} of its tokens to {name}: its weight asks for no more"
+                    )
+
     def report(self, step: Step, unreadable: int) -> dict[str, Any]:
         """The figures of the run."""
         train = self.blend.get("pretrain.train", Blend())
@@ -200,6 +238,11 @@ class Account:
                 {each.name for each in step.output.iterdir() if each.name.startswith("pretrain")}
             )
         }
+        written = {
+            f"{name}.{split}": count for name, sizes in documents.items() for split, count in sizes.items()
+        }
+        if {name: count for name, count in written.items() if count} != self.records:
+            raise AssertionError(f"the records do not reconcile: {self.records} made, {written} written")
         return {
             "documents": {
                 "raw": self.raw,
@@ -207,6 +250,7 @@ class Account:
                 "dropped": dict(sorted(self.by_stage().items())),
             },
             "fates": nested(self.dropped),
+            "files_not_read": self.not_read,
             **({"synthetic": self.synthesis} if self.synthesis else {}),
             "extra_pieces": self.pieces,
             "unreadable_records": unreadable,
@@ -251,6 +295,9 @@ class Account:
         with open(folder / "documents.jsonl", "wb") as handle:
             for shard in self.shards:
                 with open(shard / DROPPED, "rb") as rows:
+                    shutil.copyfileobj(rows, handle)
+            if (step.state / BEYOND_FILE).exists():
+                with open(step.state / BEYOND_FILE, "rb") as rows:
                     shutil.copyfileobj(rows, handle)
 
 

@@ -1,9 +1,9 @@
 """Blending by weight, with exact account of tokens.
 
-Every record has a key, a hash of its id.  A source that is to give ``w`` of the tokens
-gives its records in the order of their keys until the budget is reached; repeating it is
-giving them all once more.  So what is taken depends on the records alone, and grows by
-whole records when the budget does.  The key at which a budget is reached is found from
+Every document has a key, a hash of its id.  A source that is to give ``w`` of the tokens
+gives its documents in the order of their keys until the budget is reached; repeating it is
+giving them all once more.  So what is taken depends on the documents alone, and grows by
+whole documents when the budget does.  The key at which a budget is reached is found from
 the tokens by the keys' leading bits, so no list of all records is held.
 """
 
@@ -32,6 +32,7 @@ class Share:
     records: int = 0
     wanted: int = 0
     available: int = 0
+    left_out: int = 0  # documents that are not given at all
 
     def report(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -42,6 +43,7 @@ class Share:
             "tokens": self.tokens,
             "records": self.records,
             "epochs": round(epochs, 4),
+            "left_out": self.left_out,
         }
 
 
@@ -100,10 +102,11 @@ def weigh(folders: list[Path], data_set: str, curate: Curate) -> Blend:
 
 @dataclass
 class _Counted:
-    """What the sources have: records and tokens, and the tokens by the keys' leading bits."""
+    """What the sources have: documents, records and tokens, and the tokens by the keys' leading bits."""
 
     folders: list[Path]
     name: str
+    documents: dict[int, int] = field(default_factory=dict)
     records: dict[int, int] = field(default_factory=dict)
     tokens: dict[int, int] = field(default_factory=dict)
     bins: dict[int, Any] = field(default_factory=dict)
@@ -111,9 +114,10 @@ class _Counted:
     @classmethod
     def of(cls, folders: list[Path], name: str) -> _Counted:
         counted = cls(folders, name)
-        for keys, tokens, origins in counted._columns():
+        for keys, tokens, origins, heads in counted._columns():
             for origin in np.unique(origins).tolist():
                 mine = origins == origin
+                counted.documents[origin] = counted.documents.get(origin, 0) + int(heads[mine].sum())
                 counted.records[origin] = counted.records.get(origin, 0) + int(mine.sum())
                 counted.tokens[origin] = counted.tokens.get(origin, 0) + int(tokens[mine].sum())
                 bins = counted.bins.setdefault(origin, np.zeros(1 << BINS, dtype=np.int64))
@@ -126,9 +130,9 @@ class _Counted:
         reached = np.cumsum(self.bins[origin])
         bin_of_limit = int(np.searchsorted(reached, rest, side="right"))
         given = int(reached[bin_of_limit - 1]) if bin_of_limit else 0
-        below, keys, tokens = self._bin(origin, bin_of_limit)
+        below, heads_below, keys, tokens, heads = self._bin(origin, bin_of_limit)
         total = given + np.cumsum(tokens)
-        # The record that reaches the budget is left out: never more than what was asked for.
+        # The document that reaches the budget is left out: never more than what was asked for.
         taken = int(np.searchsorted(total, rest, side="right"))
         limit = int(keys[taken]) if taken < len(keys) else WHOLE
         more = int(np.searchsorted(keys, np.uint64(limit))) if limit < WHOLE else len(keys)
@@ -139,26 +143,29 @@ class _Counted:
             copies * self.records[origin] + below + more,
             wanted,
             self.tokens[origin],
+            0 if copies else self.documents[origin] - heads_below - int(heads[:more].sum()),
         )
 
-    def _bin(self, origin: int, wanted: int) -> tuple[int, Any, Any]:
-        """(records below a bin, its keys in order, their tokens)."""
-        below, found = 0, []
-        for keys, tokens, origins in self._columns():
+    def _bin(self, origin: int, wanted: int) -> tuple[int, int, Any, Any, Any]:
+        """(records, documents below a bin; its keys in order, their tokens, which are first pieces)."""
+        below = heads_below = 0
+        found = []
+        for keys, tokens, origins, heads in self._columns():
             bins = (keys >> np.uint64(64 - BINS)).astype(np.int64)
             mine = origins == origin
             below += int((bins[mine] < wanted).sum())
-            found.append((keys[mine & (bins == wanted)], tokens[mine & (bins == wanted)]))
-        keys, tokens = (np.concatenate(each) for each in zip(*found, strict=True))
+            heads_below += int(heads[mine & (bins < wanted)].sum())
+            found.append(tuple(column[mine & (bins == wanted)] for column in (keys, tokens, heads)))
+        keys, tokens, heads = (np.concatenate(each) for each in zip(*found, strict=True))
         order = np.argsort(keys, kind="stable")
-        return below, keys[order], tokens[order]
+        return below, heads_below, keys[order], tokens[order], heads[order]
 
-    def _columns(self) -> Iterator[tuple[Any, Any, Any]]:
+    def _columns(self) -> Iterator[tuple[Any, Any, Any, Any]]:
         for folder in self.folders:
             path = folder / f"{self.name}.npz"
             if path.exists():
                 with np.load(path, allow_pickle=False) as kept:
-                    yield kept["keys"], kept["tokens"], kept["origins"]
+                    yield kept["keys"], kept["tokens"], kept["origins"], kept["heads"]
 
 
 def bytes_of(folders: list[Path], name: str, blend: Blend | None) -> int:
@@ -171,6 +178,34 @@ def bytes_of(folders: list[Path], name: str, blend: Blend | None) -> int:
                 lengths = np.diff(kept["begins"])
                 times = 1 if blend is None else blend.copies(kept["keys"], kept["origins"])
                 total += int((lengths * times).sum())
+    return total
+
+
+def left_out(folders: list[Path], blends: dict[str, Blend]) -> Iterator[tuple[int, bytes]]:
+    """(origin, line) of the documents that a blend does not give at all."""
+    for name, blend in blends.items():
+        for folder in folders:
+            if not (folder / f"{name}.npz").exists():
+                continue
+            with np.load(folder / f"{name}.npz", allow_pickle=False) as kept:
+                unused = np.flatnonzero((blend.copies(kept["keys"], kept["origins"]) == 0) & kept["heads"])
+                begins, origins = kept["begins"], kept["origins"]
+            if len(unused):
+                with open(folder / f"{name}.jsonl", "rb") as handle:
+                    for place in unused.tolist():
+                        handle.seek(int(begins[place]))
+                        yield int(origins[place]), handle.read(int(begins[place + 1] - begins[place]))
+
+
+def records(folders: list[Path], name: str, blend: Blend | None) -> int:
+    """How many records a data set's split gets."""
+    if blend is not None:
+        return sum(share.records for share in blend.shares.values())
+    total = 0
+    for folder in folders:
+        if (folder / f"{name}.npz").exists():
+            with np.load(folder / f"{name}.npz", allow_pickle=False) as kept:
+                total += len(kept["keys"])
     return total
 
 

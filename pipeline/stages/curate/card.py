@@ -73,6 +73,8 @@ def _stages(account: Account) -> Iterator[dict[str, Any]]:
     order = [name for each in passes(account.curate) for name in [*each.names, each.whole] if name]
     if "decontaminate" in account.curate.stages:
         order.append("decontaminate")
+    if account.by_stage()["blend"]:
+        order.append("blend")
     dropped, left = account.by_stage(), account.raw + account.made
     if dropped["reading"]:
         order.insert(0, "reading")

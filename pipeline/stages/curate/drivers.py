@@ -59,14 +59,22 @@ class PoolDriver:
 
 
 _work: list[FolderWork] = []  # of this worker process
+_fault: list[
+    BaseException
+] = []  # of its set-up: raised by its first task, since here it would break the pool
 
 
 def _set_up(work: FolderWork) -> None:
-    work.setup()
+    try:
+        work.setup()
+    except Exception as error:
+        _fault[:] = [error]
     _work[:] = [work]
 
 
 def _process(task: FileGroupTask) -> str:
+    if _fault:
+        raise _fault[0]
     return str(_work[0].process(task).data[0])
 
 

@@ -2,11 +2,11 @@
 
 A worker takes evaluation data out of the training documents, gives each record its header,
 counts its tokens, and writes the records of every data set and split sorted by a key that
-is a hash of the record's id::
+is a hash of the document's id::
 
     00012/
       pretrain.train.jsonl   records in the order of their keys
-      pretrain.train.npz     keys, tokens, origins, and where each record begins
+      pretrain.train.npz     keys, tokens, origins, heads, and where each record begins
       pairs.train.jsonl      instruction pairs that the documents give
       counts.json  dropped.jsonl
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ TRAIN = SPLITS.index("train")
 BATCH_CHARACTERS = 1 << 17  # encoded at once
 
 
+@dataclass(frozen=True)
+class Record:
+    """A training record: ``key`` is its document's, so that its pieces share one fate; ``head`` is the first."""
+
+    row: dict[str, Any]
+    origin: int
+    key: int
+    head: bool
+
+
 def with_header(name: str, text: str, max_characters: int) -> str:
     """A pre-training document: its name on a line of its own, then its text, cut at a word."""
     return f"# {name}\n{cut(text, max_characters)}" if name else cut(text, max_characters)
@@ -54,7 +65,8 @@ def cut(text: str, max_characters: int) -> str:
     """The text up to the last whole word within ``max_characters`` (0: all of it)."""
     if not max_characters or len(text) <= max_characters:
         return text
-    return text[:max_characters].rsplit(None, 1)[0]
+    words = text[:max_characters].rsplit(None, 1)
+    return words[0] if words else text[:max_characters]
 
 
 def shuffle_key(identifier: str) -> int:
@@ -116,7 +128,7 @@ class Finish(FolderWork):
         shard, start = Path(sources[0]), int(sources[1])
         splits = np.load(self.splits, mmap_mode="r", allow_pickle=False)
         ledger = Ledger(keep_rows=self.curate.keep_dropped)
-        sets: dict[str, list[tuple[dict[str, Any], int]]] = {}
+        sets: dict[str, list[Record]] = {}
         pairs: dict[str, list[list[dict[str, Any]]]] = {}
         left_out: Counter[str] = Counter()
         languages: Counter[str] = Counter()
@@ -143,7 +155,9 @@ class Finish(FolderWork):
                 }
                 if "language" in row:
                     record["language"] = row["language"]
-                sets.setdefault(f"{self._set_of(row)}.{split}", []).append((record, row["origin"]))
+                sets.setdefault(f"{self._set_of(row)}.{split}", []).append(
+                    Record(record, row["origin"], shuffle_key(row["id"]), number == 0)
+                )
             if self.curate.pairs and pieces == [row["text"]]:
                 own, reason = candidates(row)
                 if reason is None:
@@ -170,6 +184,8 @@ class Finish(FolderWork):
     def _pieces(self, row: dict[str, Any], split: str, ledger: Ledger) -> list[str]:
         if self._grams is None or split != "train":
             return [str(row["text"])]
+        if any(self._grams.matches(row["name"])):
+            row["name"] = ""  # it would stand above every piece
         cleaned = clean(row["text"], self._grams, self.curate.decontaminate)
         for owner in cleaned.owners:
             ledger.found["decontaminate", self._grams.names[owner]] += 1
@@ -183,23 +199,22 @@ class Finish(FolderWork):
         language = row.get("language")
         return f"pretrain-{language}" if language in self.curate.language.route else "pretrain"
 
-    def _write_set(
-        self, part: Path, name: str, records: list[tuple[dict[str, Any], int]], lengths: Counter[str]
-    ) -> int:
+    def _write_set(self, part: Path, name: str, records: list[Record], lengths: Counter[str]) -> int:
         """Write the records in the order of their keys; returns their tokens."""
-        tokens = self._token_counts([record["text"] for record, _ in records])
+        tokens = self._token_counts([each.row["text"] for each in records])
         lengths.update(str(bucket(count)) for count in tokens.tolist())
-        keys = np.array([shuffle_key(record["id"]) for record, _ in records], dtype=np.uint64)
+        keys = np.array([each.key for each in records], dtype=np.uint64)
         order = np.argsort(keys, kind="stable")
         begins = [0]
         with open(part / f"{name}.jsonl", "wb") as handle:
             for place in order.tolist():
-                begins.append(begins[-1] + handle.write(dumps(records[place][0])))
+                begins.append(begins[-1] + handle.write(dumps(records[place].row)))
         np.savez(
             part / f"{name}.npz",
             keys=keys[order],
             tokens=tokens[order],
-            origins=np.array([origin for _, origin in records], dtype=np.int32)[order],
+            origins=np.array([each.origin for each in records], dtype=np.int32)[order],
+            heads=np.array([each.head for each in records], dtype=bool)[order],
             begins=np.array(begins, dtype=np.int64),
         )
         return int(tokens.sum())

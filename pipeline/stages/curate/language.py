@@ -11,6 +11,7 @@ from nemo_curator.tasks import DocumentBatch
 
 from pipeline.schema import Language
 from pipeline.stages.curate.text_stages import TextStage, _row, ledger_of, with_rows
+from pipeline.stages.step import InputError
 
 UNKNOWN = "un"  # ISO 639-2's "und" is CLD2's "un"
 
@@ -33,8 +34,11 @@ class IdentifyLanguage(TextStage):
             from nemo_curator.stages.text.filters.fasttext.fasttext_filters import FastTextLangId
 
             self._filter = FastTextLangId(model_path=self.settings.model, min_langid_score=0.0)
-            self._filter.model_check_or_download()
-            self._filter.load_model()
+            try:
+                self._filter.model_check_or_download()
+                self._filter.load_model()
+            except (ValueError, OSError, RuntimeError) as error:
+                raise InputError(f"curate.language.model: {error}") from None
 
     def process(self, batch: DocumentBatch) -> DocumentBatch:
         """Tell the languages of a batch."""

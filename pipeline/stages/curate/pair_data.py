@@ -121,7 +121,9 @@ def _from_scores(curate: Curate, account: Account, limit: int) -> UserData:
         policy=curate.scored.policy,
     )
     for index, reason in made.faults:
-        data.faults.append({"input": "scored", "file": str(path), "line": index + 1, "reason": reason})
+        data.faults.append(
+            {"input": "scored", "file": str(path), "line": data.lines[index], "reason": reason}
+        )
     account.left_out.update({f"scored answers: {reason}": count for reason, count in made.left_out.items()})
     names = [f"{path.name}#{number}" for number in range(1, len(made.pairs) + 1)]
     data.records = [
@@ -136,7 +138,6 @@ def _usable(data: UserData, curate: Curate, account: Account, budget: Budget) ->
 
     Raises :class:`InputError` where more of the file cannot be read than the recipe allows.
     """
-    data.check(curate.max_bad_share)
     kept = []
     for record in data.records:
         if "redact" in curate.stages and not _redact(record, curate, account.redacted):
@@ -144,10 +145,13 @@ def _usable(data: UserData, curate: Curate, account: Account, budget: Budget) ->
             continue
         fault = budget.fault(record)
         if fault is not None:
-            line = int(record["id"].rpartition(":")[2]) if ":" in record["id"] else 0
-            data.faults.append({"input": data.role, "file": "", "line": line, "reason": fault})
+            line = record["id"].rpartition(":")[2]
+            data.faults.append(
+                {"input": data.role, "file": "", "line": int(line) if line.isdigit() else 0, "reason": fault}
+            )
             continue
         kept.append(record)
+    data.check(curate.max_bad_share)
     account.user_data(data, len(kept))
     return kept
 

@@ -28,6 +28,8 @@ from pipeline.stages.curate.shards import Measure
 from pipeline.stages.curate.text_stages import FilterText, ModifyText, Told
 from pipeline.stages.step import InputError
 
+# Parameters with which a filter cannot score this, it can score nothing with.
+PROBE = "The town council met on Tuesday to talk about the bridge. It was open again in the spring.\n" * 4
 REASONS = {
     "exact-duplicates": "exact duplicate",
     "near-duplicates": "near-duplicate",
@@ -96,13 +98,24 @@ def make(name: str, curate: Curate) -> Any:
             "from the network, which a step never does"
         )
     try:
-        return cls(**given)
-    except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"curate.{_section(name)}.{name}: {error}") from None
+        made = cls(**given)
+        if entry_kind(name) == "filter" and not any(
+            hasattr(made, each) for each in ("load_model", "load_tokenizer")
+        ):
+            made.score_document(PROBE)
+        return made
+    except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(f"curate.{_section(name)}.{name}: {first}") from None
+
+
+def entry_kind(name: str) -> str:
+    """What a class of Curator is: filter, modifier or classifier."""
+    return str(curation.catalogue()[curation.class_of(name)]["kind"])
 
 
 def _section(name: str) -> str:
-    return curation.SECTIONS[curation.catalogue()[curation.class_of(name)]["kind"]]
+    return curation.SECTIONS[entry_kind(name)]
 
 
 def _token_count(cls: type, given: dict[str, Any]) -> Any:

@@ -8,6 +8,7 @@ how many others there are.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 
 from pipeline.documents import Unit, is_remote, local_units
@@ -23,6 +25,7 @@ from pipeline.schema import Curate, Source, from_plain
 from pipeline.stages.curate.harvest import package_sources, read_docstrings
 from pipeline.stages.curate.readers import Document, Dropped, Fault, Read, read_unit
 from pipeline.stages.curate.shards import (
+    DOCUMENTS,
     SHARD,
     SHARD_BYTES,
     FolderWork,
@@ -110,7 +113,7 @@ class ReadGroup(FolderWork):
         plain = orjson.loads(Path(self.plan).read_bytes())[number]
         group = Group(plain["source"], tuple(Unit(**unit) for unit in plain["units"]), plain["package"])
         source = from_plain(Source, self.sources[group.source])
-        writer = _Writer(part, number, group, source)
+        writer = _Writer(part, number, group, source, len(self.sources) > 1)
         for unit in group.units:
             role = f"sources.{group.source}/{group.package or unit.name}"
             if group.package is None:
@@ -127,11 +130,47 @@ def _docstrings(unit: Unit, package: str) -> Iterator[Document]:
         yield Document(place, plain["text"], plain["name"], plain["kind"], tuple(plain["arguments"]))
 
 
+@dataclass(frozen=True)
+class Identifiers:
+    """Hashes of the documents' ids, to tell ids that are not unique."""
+
+    def columns(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """``ids``: ``uint64 [documents]``."""
+        digests = b"".join(hashlib.sha256(row["id"].encode()).digest()[:8] for row in rows)
+        return {"ids": np.frombuffer(digests, dtype=np.uint64)}
+
+
+def check_unique(shards: list[Path], memory_mb: int) -> None:
+    """Raise :class:`InputError` where two documents have one id; holds a part of all hashes at a time."""
+    parts = max(
+        1,
+        -(-sum(len(np.load(shard / "ids.npy", mmap_mode="r")) for shard in shards) * 32 // (memory_mb << 20)),
+    )
+    for part in range(parts):
+        hashes = [np.load(shard / "ids.npy", allow_pickle=False) for shard in shards]
+        mine = np.concatenate([each[each % np.uint64(parts) == part] for each in hashes])
+        values, counts = np.unique(mine, return_counts=True)
+        if (counts > 1).any():
+            repeated = set(values[counts > 1][:1].tolist())
+            raise InputError(
+                f"curate.sources: the id {_id_of(shards, repeated)!r} belongs to more than one document "
+                f"({int((counts > 1).sum()):,} ids do); id_field needs a field that is unique, or leave it out"
+            )
+
+
+def _id_of(shards: list[Path], wanted: set[int]) -> str:
+    for shard in shards:
+        places = np.flatnonzero(np.isin(np.load(shard / "ids.npy", allow_pickle=False), list(wanted)))
+        if len(places):
+            return str(next(islice(read_rows(shard / DOCUMENTS), int(places[0]), None))["id"])
+    return ""
+
+
 class _Writer:
     """The shards of one group while they are written; holds one shard at most."""
 
-    def __init__(self, folder: Path, number: int, group: Group, source: Source) -> None:
-        self.folder, self.group, self.source = folder, group, source
+    def __init__(self, folder: Path, number: int, group: Group, source: Source, several: bool) -> None:
+        self.folder, self.group, self.source, self.several = folder, group, source, several
         self.base = number << (ROW_BITS + PIECE_BITS)
         self.rows: list[dict[str, Any]] = []
         self.bytes = self.row = self.shard = 0
@@ -180,13 +219,13 @@ class _Writer:
             self.names[read.name] += 1
             again = self.names[read.name]
             return read.name if again == 1 else f"{read.name}#{again}"
-        prefix = f"{self.group.source}/" if self.group.source else ""
+        prefix = f"{self.group.source}/" if self.several else ""
         return f"{prefix}{read.extra.get('id') or f'{unit.name}:{read.place}'}"
 
     def _flush(self) -> None:
         shard = self.folder / f"{self.shard:04d}"
         shard.mkdir()
-        write_shard(shard, self.rows, {"left": len(self.rows)}, ())
+        write_shard(shard, self.rows, {"left": len(self.rows)}, (Identifiers(),))
         self.rows, self.bytes, self.shard = [], 0, self.shard + 1
 
     def close(self) -> None:

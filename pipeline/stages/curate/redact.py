@@ -82,6 +82,8 @@ class Find:
 class RedactText(TextStage):
     """The redaction of a recipe as a stage; finds are counted by kind and action."""
 
+    titles = True
+
     def __init__(self, settings: Redact) -> None:
         super().__init__("redact")
         self.settings = settings

@@ -19,6 +19,7 @@ from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.tasks import DocumentBatch
 
 from pipeline.stages.curate.quick import Text, modify_function, score_function
+from pipeline.stages.step import InputError
 
 LEDGER = "ledger"
 SAMPLED = 16  # one document in so many
@@ -70,9 +71,14 @@ def with_rows(batch: DocumentBatch, frame: pd.DataFrame) -> DocumentBatch:
 
 
 class TextStage(ProcessingStage[DocumentBatch, DocumentBatch]):
-    """A stage over the texts of a batch; subclasses say what becomes of one document."""
+    """A stage over the texts of a batch; subclasses say what becomes of one document.
+
+    With ``titles`` the documents' names pass it too: they stand above the texts in the
+    training data, and in the questions of instruction pairs.
+    """
 
     _is_abstract_root = True
+    titles = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -89,26 +95,38 @@ class TextStage(ProcessingStage[DocumentBatch, DocumentBatch]):
         """Pass every document through :meth:`one`."""
         frame, ledger = batch.to_pandas(), ledger_of(batch)
         texts = frame["text"].tolist()
+        names = frame["name"].tolist() if self.titles and "name" in frame else None
         kept: list[int] = []
         for place, text in enumerate(texts):
             outcome, reason = self.one(text, ledger)
-            if outcome is None:
-                ledger.drop(self.name, reason, _row(frame, place))
+            title, fault = self.title(names[place], ledger) if names and names[place] else (None, "")
+            if outcome is None or fault:
+                ledger.drop(self.name, reason or fault, _row(frame, place))
                 continue
-            if outcome != text:
+            if outcome != text or (title is not None and names and title != names[place]):
                 ledger.changed[self.name] += 1
                 texts[place] = outcome
+            if title is not None and names:
+                names[place] = title
             kept.append(place)
         ledger.passed.append((self.name, len(texts), len(kept)))
         if len(kept) < len(texts):
             frame = frame.iloc[kept]
-        return with_rows(
-            batch, frame.assign(text=pd.Series([texts[p] for p in kept], index=frame.index, dtype=object))
-        )
+        columns = {"text": texts, **({} if names is None else {"name": names})}
+        series = {
+            column: pd.Series([values[p] for p in kept], index=frame.index, dtype=object)
+            for column, values in columns.items()
+        }
+        return with_rows(batch, frame.assign(**series))
 
     def one(self, text: str, ledger: Ledger) -> tuple[str | None, str]:
         """The document's new text, or None and why it is dropped."""
         raise NotImplementedError
+
+    def title(self, name: str, ledger: Ledger) -> tuple[str, str]:
+        """The document's new name, and why the document is dropped for it, if it is."""
+        outcome, reason = self.one(name, ledger)
+        return outcome or "", reason
 
 
 class ModifyText(TextStage):
@@ -117,6 +135,7 @@ class ModifyText(TextStage):
     def __init__(self, name: str, modifier: Any) -> None:
         super().__init__(name)
         self.modifier = modifier
+        self.titles = type(modifier).__name__ == "UnicodeReformatter"  # the others are for running text
 
     def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
         """Choose the quicker way where there is one."""
@@ -126,6 +145,10 @@ class ModifyText(TextStage):
         """The modified text; dropped when nothing is left of it."""
         changed = self._modify(text)
         return (changed, "") if changed and not changed.isspace() else (None, "nothing is left of the text")
+
+    def title(self, name: str, ledger: Ledger) -> tuple[str, str]:
+        """A name of which nothing is left costs the document its name only."""
+        return self._modify(name), ""
 
 
 class FilterText(TextStage):
@@ -137,13 +160,13 @@ class FilterText(TextStage):
 
     def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
         """Load the models and tokenizers of the filters that have some."""
-        for _, found in self.filters:
+        for name, found in self.filters:
             for prepare in ("model_check_or_download", "load_model", "load_tokenizer"):
                 # A tokenizer is a local folder here: there is nothing to download.
                 if hasattr(found, prepare) and not (
                     prepare == "model_check_or_download" and hasattr(found, "_hf_model_name")
                 ):
-                    getattr(found, prepare)()
+                    _prepare(name, found, prepare)
         self._scores = [(name, found, score_function(found)) for name, found in self.filters]
 
     def process(self, batch: DocumentBatch) -> DocumentBatch:
@@ -176,6 +199,15 @@ class FilterText(TextStage):
             if not keep:
                 return name, _side(found, score)
         return None
+
+
+def _prepare(name: str, found: Any, method: str) -> None:
+    """Call a filter's own preparation; whatever it cannot load is the recipe's to mend."""
+    try:
+        getattr(found, method)()
+    except Exception as error:  # fastText, tokenizers and others raise classes of their own
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"curate.filters.{name}: it cannot load what it needs: {first}") from None
 
 
 def _side(found: Any, score: Any) -> str:

@@ -15,15 +15,17 @@ from pipeline.stages.curate.reading import check_share
 
 @dataclass
 class UserData:
-    """The good records of a user's file, and the account of the others."""
+    """The good records of a user's file with their lines, and the account of the others."""
 
     role: str
     records: list[dict[str, Any]] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
     faults: list[dict[str, Any]] = field(default_factory=list)
+    read: int = 0
 
     def check(self, max_share: float) -> None:
-        """Raise :class:`InputError` when more than ``max_share`` of the records are faulty."""
-        check_share(self.faults, len(self.records) + len(self.faults), max_share)
+        """Raise :class:`InputError` when more than ``max_share`` of the records read are faulty."""
+        check_share(self.faults, self.read, max_share)
 
 
 def read_user_data(
@@ -32,11 +34,13 @@ def read_user_data(
     """Read a JSONL file; ``make`` gives a record for (id, object), or what is wrong with it."""
     data = UserData(role)
     for found in _objects(path, max_bytes):
+        data.read += 1
+        line = found.place if isinstance(found, Fault) else found[0]
         made = found.reason if isinstance(found, Fault) else make(f"{path.name}:{found[0]}", found[1])
         if isinstance(made, dict):
             data.records.append(made)
+            data.lines.append(line)
         else:
-            line = found.place if isinstance(found, Fault) else found[0]
             data.faults.append({"input": role, "file": str(path), "line": line, "reason": made})
     return data
 

@@ -8,6 +8,8 @@ import gzip
 import io
 import json
 import threading
+import tracemalloc
+import zlib
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -273,6 +275,123 @@ def test_warc(tmp_path: Path, suffix: str) -> None:
         assert summed(found)[0] == ("Document", 1)
     path.write_bytes(warc([("200 OK", "text/html", b"x" * 9000)], bool(suffix)))
     assert "longer than 4,096" in reasons(read(path, "warc", 4096))[0]
+
+
+def raw_record(kind: str, head: bytes, body: bytes) -> bytes:
+    """A WARC record put together by hand, with whatever HTTP head."""
+    content = head + b"\r\n\r\n" + body if head else body
+    lines = [
+        b"WARC/1.0",
+        *([b"WARC-Type: " + kind.encode()] if kind else []),
+        b"WARC-Target-URI: http://e.org/",
+    ]
+    lines += [b"Content-Type: " + (b"application/http" if head else b"text/html")]
+    return b"\r\n".join([*lines, b"Content-Length: %d" % len(content), b"", content, b"", b""])
+
+
+def test_content_encodings_of_web_pages(tmp_path: Path) -> None:
+    import brotli
+    import zstandard
+
+    body = page(5).encode()
+    plain = b"HTTP/1.1 200 OK\r\nContent-Type: text/html"
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    deflated = zlib.compressobj(wbits=-15)
+    records = [
+        raw_record("response", plain, body),
+        *(
+            raw_record("response", plain + b"\r\nContent-Encoding: " + name, data)
+            for name, data in (
+                (b"br", brotli.compress(body)),
+                (b"gzip", gzip.compress(body)),
+                (b"deflate", zlib.compress(body)),
+                (b"deflate", deflated.compress(body) + deflated.flush()),
+                (b"zstd", zstandard.ZstdCompressor().compress(body)),
+                (b"gzip", body),  # the header was kept, the encoding was not
+                (b"gzip, br", brotli.compress(gzip.compress(body))),
+                (b"br", b"no brotli at all"),
+                (b"rot13", b"what?"),
+                (b"gzip", gzip.compress(body)[:-40]),
+                (b"gzip", gzip.compress(b"x" * (1 << 26))),
+            )
+        ),
+        raw_record("response", plain + b"\r\nTransfer-Encoding: chunked", chunks),
+        raw_record("response", plain, body),
+    ]
+    path = tmp_path / "crawl.warc"
+    path.write_bytes(b"".join(records))
+    found = read(path, "warc", 1 << 20)
+    documents = [each.place for each in found if isinstance(each, Document)]
+    assert documents == [1, 2, 3, 4, 5, 6, 7, 8, 13, 14]
+    assert len({each.text for each in found if isinstance(each, Document)}) == 1
+    faults = {each.place: each.reason for each in found if isinstance(each, Fault)}
+    assert set(faults) == {9, 10, 11, 12}
+    assert "'rot13' is not known" in faults[10]
+    assert "longer than" in faults[12]
+
+
+def test_every_record_of_a_warc_is_told_of(tmp_path: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/html"
+    path = tmp_path / "crawl.warc"
+    path.write_bytes(
+        raw_record("warcinfo", b"", b"software: test")
+        + raw_record("resource", b"", page(1).encode())
+        + raw_record("revisit", head, b"")
+        + raw_record("", head, page(2).encode())
+        + raw_record("response", head, page(3).encode())
+    )
+    found = read(path, "warc")
+    assert summed(found) == [("Document", 2), ("Dropped", 3), ("Fault", 4), ("Document", 5)]
+    path.write_bytes(lines(50))
+    assert reasons(read(path, "warc")) == ["not a WARC file"]
+    path.write_bytes(b"filedesc://x.arc 0.0.0.0 20200101000000 text/plain 76\n1 0 x\n")
+    assert "ARC" in reasons(read(path, "warc"))[0]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst", ".bz2"])
+def test_a_small_file_that_unpacks_to_a_huge_one_takes_little_memory(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    part = packed(b'{"text": "' + b"a" * (300 << 20) + b'"}\n', suffix) + packed(lines(3), suffix)
+    path.write_bytes(part)
+    assert len(part) < 1 << 20
+    tracemalloc.start()
+    found = read(path, "jsonl", 1 << 20)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 120 << 20
+    assert summed(found) == [("Fault", 1), ("Document", 2), ("Document", 3), ("Document", 4)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "dataset"])
+def test_texts_in_tables_that_are_no_utf8(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    raw = pa.array([b"good text", b"bad \xff\xfe text", b"more good text"], pa.binary())
+    texts = pa.StringArray.from_buffers(3, raw.buffers()[1], raw.buffers()[2])
+    table = pa.table({"text": texts, "title": pa.array(["a", "b", "c"]).dictionary_encode()})
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    found = read(path, kind)
+    assert summed(found) == [("Document", 1), ("Fault", 2), ("Document", 3)]
+    assert reasons(found) == ["not UTF-8"]
+
+
+def test_a_long_dump_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> None:
+    path = tmp_path / "dump.xml"
+    path.write_bytes(dump(article("T", "x", 1) * 60_000))
+    source = Source(kind="wikipedia", path=str(path))
+    tracemalloc.start()
+    sizes = []
+    for number, _ in enumerate(read_unit(Unit(path.name, str(path)), source, 1 << 20)):
+        if number in (5_000, 59_000):
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert sizes[1] < sizes[0] + (1 << 20)
 
 
 def test_wet(tmp_path: Path) -> None:

@@ -30,8 +30,11 @@ def folded(text: str, fold: bool) -> bytes:
 
 
 def shingles(text: str, ngram: int) -> list[str]:
-    """Overlapping runs of ``ngram`` lower-case words; a shorter text is one shingle."""
-    words = WORD.findall(text.lower())
+    """Overlapping runs of ``ngram`` lower-case words; a shorter text is one shingle.
+
+    A text without a word (signs, emoji) is one shingle as it is, so only its like resembles it.
+    """
+    words = WORD.findall(text.lower()) or [text]
     if len(words) <= ngram:
         return [" ".join(words)]
     return [" ".join(words[i : i + ngram]) for i in range(len(words) - ngram + 1)]

@@ -102,6 +102,8 @@ def _no_file(path: str) -> str | None:
     if local.is_dir():
         return "is a folder, not a file"
     if not local.exists():
+        if "\\x" in path:  # as pipeline.documents writes bytes that are no UTF-8
+            return "its name is not UTF-8; rename it"
         return "is a link to nothing" if local.is_symlink() else "is gone"
     if not local.is_file():
         return "is not a regular file"

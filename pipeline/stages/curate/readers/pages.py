@@ -6,15 +6,17 @@ Trafilatura), with the stop words of the language that CLD2 tells.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline.documents import Unit
 from pipeline.schema import Source
 from pipeline.stages.curate.readers import Document, Dropped, Fault, Read
-from pipeline.stages.curate.readers.streams import Broken, ChunkFile, open_binary, unpacked, words_of
+from pipeline.stages.curate.readers.streams import Broken, ChunkFile, open_binary, undone, unpacked, words_of
 
 RECORD_END = b"\r\n\r\n"  # of every WARC record
 
@@ -42,9 +44,9 @@ def read_html(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
 
 
 def read_warc(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
-    """The pages among a WARC file's response records."""
-    for place, found in _records(unit.path, ("response",), max_bytes):
-        if isinstance(found, Fault):
+    """The pages among a WARC file's response and resource records."""
+    for place, found in _records(unit.path, ("response", "resource"), max_bytes):
+        if isinstance(found, Fault | Dropped):
             yield found
             continue
         url, kind, status, body = found
@@ -59,7 +61,7 @@ def read_warc(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
 def read_wet(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
     """The texts of a WET file's conversion records."""
     for place, found in _records(unit.path, ("conversion",), max_bytes):
-        if isinstance(found, Fault):
+        if isinstance(found, Fault | Dropped):
             yield found
             continue
         url, _, _, body = found
@@ -69,20 +71,34 @@ def read_wet(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
             yield Fault(place, f"not UTF-8 (byte {error.start})")
 
 
+Payload = tuple[str, str, str, bytes]  # URL, content type, HTTP status, body
+ABOUT_OTHERS = ("warcinfo", "request", "metadata")  # records that hold no document of their own
+
+
 def _records(
     path: str, kinds: tuple[str, ...], max_bytes: int
-) -> Iterator[tuple[int, tuple[str, str, str, bytes] | Fault]]:
-    """(number, (URL, content type, HTTP status, body)) of the records of these types."""
+) -> Iterator[tuple[int, Payload | Fault | Dropped]]:
+    """(number, payload) of the records of these types; records that only tell about others are passed over."""
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
 
     place = 0
-    held: list[
-        tuple[int, tuple[str, str, str, bytes] | Fault]
-    ] = []  # the last record, not yet known to be whole
+    held: list[tuple[int, Payload | Fault | Dropped]] = []  # the last record, not yet known to be whole
     with open_binary(path) as handle:
         # Unpacked here: warcio passes over the end of a gzip file that was cut short.
-        stream = ChunkFile(unpacked(handle, path))
+        chunks = unpacked(handle, path)
+        try:
+            first = next(chunks, b"")
+        except Broken as error:
+            yield 0, Fault(0, str(error))
+            return
+        if not first.lstrip().startswith(b"WARC/"):
+            yield (
+                0,
+                Fault(0, "an ARC file, not WARC" if first.startswith(b"filedesc:") else "not a WARC file"),
+            )
+            return
+        stream = ChunkFile(chain([first], chunks))
         records = iter(ArchiveIterator(stream, check_digests=False))
         while True:
             reading = place + 1
@@ -97,6 +113,10 @@ def _records(
                 place += 1
                 if record.rec_type in kinds:
                     held.append((place, _payload(place, record, max_bytes)))
+                elif record.rec_type is None:
+                    held.append((place, Fault(place, "the record has no WARC-Type")))
+                elif record.rec_type not in ABOUT_OTHERS:
+                    held.append((place, Dropped(place, f"a record of type {record.rec_type}")))
             except (Broken, ArchiveLoadFailed, EOFError, OSError, ValueError, AttributeError) as error:
                 broken = held[0][0] if held else reading
                 yield (
@@ -106,17 +126,45 @@ def _records(
                 return
 
 
-def _payload(place: int, record: Any, max_bytes: int) -> tuple[str, str, str, bytes] | Fault:
-    body = record.content_stream().read(max_bytes + 1)
+def _payload(place: int, record: Any, max_bytes: int) -> Payload | Fault:
+    """A record's payload, its transfer and content encodings undone.
+
+    Not by warcio: an encoding that it cannot undo ends its reading of the whole file.
+    """
+    body = record.raw_stream.read(max_bytes + 1)
+    http = record.http_headers
+    if http:
+        try:
+            body = _decoded(body, http, max_bytes)
+        except Broken as error:
+            return Fault(place, str(error))
     if len(body) > max_bytes:
         return Fault(place, f"the record is longer than {max_bytes:,} bytes (curate.max_record_mb)")
-    http = record.http_headers
+    kind = http.get_header("Content-Type") if http else record.rec_headers.get_header("Content-Type")
     return (
         record.rec_headers.get_header("WARC-Target-URI") or "",
-        (http.get_header("Content-Type") or "").lower() if http else "",
+        (kind or "").lower(),
         (http.get_statuscode() or "") if http else "",
         body,
     )
+
+
+def _decoded(body: bytes, http: Any, max_bytes: int) -> bytes:
+    """The body of an HTTP message without its encodings; at most a byte more than ``max_bytes``.
+
+    Crawlers often keep a header and drop what it speaks of, so a body that is plainly not
+    encoded stays as it is.  Raises :class:`Broken`.
+    """
+    if (http.get_header("Transfer-Encoding") or "").lower() == "chunked":
+        from warcio.bufferedreaders import ChunkedDataReader
+
+        body = ChunkedDataReader(io.BytesIO(body)).read(max_bytes + 1)
+    named = [each.strip().lower() for each in (http.get_header("Content-Encoding") or "").split(",")]
+    for encoding in reversed([each for each in named if each not in ("", "identity")]):
+        if body.lstrip()[:1] == b"<":
+            break
+        body = b"".join(undone(body, encoding, max_bytes))
+    return body
 
 
 def _whole(path: str, max_bytes: int) -> bytes | Fault:

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, cast
 
 from pipeline.documents import is_remote
 
-CHUNK = 1 << 16  # packed bytes at a time; at most some tens of MB unpacked
+CHUNK = 1 << 16  # packed bytes that are read at a time
+OUT = 1 << 22  # unpacked bytes that come out at a time, about
 
 
 class Broken(Exception):
@@ -34,41 +35,119 @@ def open_binary(path: str) -> AbstractContextManager[BinaryIO]:
 
 
 def unpacked(handle: BinaryIO, path: str) -> Iterator[bytes]:
-    """The file's bytes, unpacked as its name says.  Raises :class:`Broken`."""
+    """The file's bytes, unpacked as its name says, some megabytes at a time.  Raises :class:`Broken`."""
     kind = Path(path).suffix.lower()
-    if kind not in (".gz", ".zst", ".bz2"):
-        while chunk := handle.read(CHUNK):
-            yield chunk
-        return
+    chunks = iter(lambda: handle.read(CHUNK), b"")
+    yield from _unpack(chunks, kind[1:]) if kind in (".gz", ".zst", ".bz2") else chunks
+
+
+def undone(body: bytes, encoding: str, max_bytes: int) -> Iterator[bytes]:
+    """A body with an HTTP content encoding undone, until there are more than ``max_bytes``.
+
+    Raises :class:`Broken` for an encoding that is not known or not what it says.
+    """
+    kind = {"gzip": "gz", "x-gzip": "gz", "deflate": "deflate", "br": "br", "zstd": "zst"}.get(encoding)
+    if kind is None:
+        raise Broken(f"the content encoding {encoding!r} is not known")
+    size = 0
+    for data in _unpack(iter([body]), kind):
+        size += len(data)
+        yield data
+        if size > max_bytes:
+            return
+
+
+def _unpack(chunks: Iterator[bytes], kind: str) -> Iterator[bytes]:
+    """One member or frame after the other; little is put in at once, so little comes out."""
     decompressor: Any = None
-    while chunk := handle.read(CHUNK):
-        while chunk:
+    for chunk in chunks:
+        left = chunk
+        while left:
             if decompressor is None:
-                decompressor = _decompressor(kind)
+                decompressor = _decompressor(kind, left)
             try:
-                data = decompressor.decompress(chunk)
-            except Exception as error:  # zlib.error, OSError, ZstdError: one class each
-                raise Broken(f"not whole {kind[1:]} data: {error}") from None
+                data, left, ended = decompressor.take(left)
+            except Exception as error:  # zlib.error, OSError, ZstdError, brotli.error: one class each
+                raise Broken(f"not whole {kind} data: {error}") from None
             if data:
                 yield data
-            chunk = b""
-            if decompressor.eof:  # another member may follow
-                chunk = decompressor.unused_data
+            if ended:  # another member may follow
                 decompressor = None
-                if not chunk.strip(b"\0"):
-                    chunk = b""
+                if not left.strip(b"\0"):
+                    left = b""
     if decompressor is not None:
-        raise Broken(f"the file ends in the middle of its {kind[1:]} data")
+        raise Broken(f"the file ends in the middle of its {kind} data")
 
 
-def _decompressor(kind: str) -> Any:
-    if kind == ".gz":
-        return zlib.decompressobj(wbits=31)
-    if kind == ".bz2":
-        return bz2.BZ2Decompressor()
-    import zstandard
+class _Zlib:
+    """gzip and deflate."""
 
-    return zstandard.ZstdDecompressor().decompressobj()
+    def __init__(self, bits: int) -> None:
+        self.inner = zlib.decompressobj(wbits=bits)
+
+    def take(self, data: bytes) -> tuple[bytes, bytes, bool]:
+        """(some output, input that is left, whether the member has ended); so with all of these."""
+        out = more = self.inner.decompress(data, OUT)
+        while more and not self.inner.unconsumed_tail and not self.inner.eof and len(more) == OUT:
+            more = self.inner.decompress(b"", OUT)  # output that waits inside, all input taken
+            out += more
+        rest = self.inner.unused_data if self.inner.eof else self.inner.unconsumed_tail
+        return out, rest, self.inner.eof
+
+
+class _Bz2:
+    """bz2 takes all input at once and gives its output bit by bit."""
+
+    def __init__(self) -> None:
+        self.inner = bz2.BZ2Decompressor()
+
+    def take(self, data: bytes) -> tuple[bytes, bytes, bool]:
+        out = self.inner.decompress(data if self.inner.needs_input else b"", OUT)
+        if self.inner.eof:
+            return out, self.inner.unused_data, True
+        return out, b"" if self.inner.needs_input else data, False  # asked again, and then not given it
+
+
+class _Zstandard:
+    """A frame's blocks of 128 KiB can be packed into four bytes, so few bytes go in at once."""
+
+    PIECE = 256
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self.inner: Any = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+
+    def take(self, data: bytes) -> tuple[bytes, bytes, bool]:
+        out = self.inner.decompress(data[: self.PIECE])
+        rest = data[self.PIECE :]
+        return out, self.inner.unused_data + rest if self.inner.eof else rest, self.inner.eof
+
+
+class _Brotli:
+    """Brotli takes all input at once too, and knows no end before its stream is finished."""
+
+    def __init__(self) -> None:
+        import brotli
+
+        self.inner: Any = brotli.Decompressor()
+
+    def take(self, data: bytes) -> tuple[bytes, bytes, bool]:
+        ready = self.inner.can_accept_more_data()
+        out = self.inner.process(data if ready else b"", output_buffer_limit=OUT)
+        if self.inner.is_finished():
+            return out, b"", True
+        return out, b"" if self.inner.can_accept_more_data() else data, False
+
+
+def _decompressor(kind: str, data: bytes) -> Any:
+    if kind == "gz":
+        return _Zlib(31)
+    if kind == "deflate":  # with zlib's header, as it should be, or without, as it often is
+        return _Zlib(15 if data[0] & 15 == 8 else -15)
+    if kind == "bz2":
+        return _Bz2()
+    return _Zstandard() if kind == "zst" else _Brotli()
 
 
 class ChunkFile(io.RawIOBase):

@@ -21,7 +21,7 @@ def read_parquet(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
     with open_binary(unit.path) as handle:
         try:
             file = pq.ParquetFile(handle)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             yield Fault(0, f"not whole Parquet: {words_of(error)}")
             return
         columns = [c for c in _wanted(source) if c in file.schema_arrow.names]
@@ -36,7 +36,7 @@ def read_parquet(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
                 for batch in file.iter_batches(ROWS, row_groups=[group], columns=columns):
                     yield from _rows(batch, start + done, source, max_bytes)
                     done += batch.num_rows
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
                 yield Fault(start + done + 1, f"{rows - done} rows cannot be read: {words_of(error)}")
             start += rows
 
@@ -60,18 +60,39 @@ def read_arrow(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
                         max_bytes,
                     )
                     start += part.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             yield Fault(
                 start + 1, f"not whole Arrow data: {words_of(error)}; nothing behind this row was read"
             )
 
 
 def _rows(batch: pa.RecordBatch, start: int, source: Source, max_bytes: int) -> Iterator[Read]:
-    for offset, row in enumerate(batch.to_pylist(), start=start + 1):
-        found = from_record(offset, row, source)
+    for offset, row in enumerate(_as_bytes(batch).to_pylist(), start=start + 1):
+        try:
+            plain = {
+                name: value.decode() if isinstance(value, bytes) else value for name, value in row.items()
+            }
+        except UnicodeDecodeError:
+            yield Fault(offset, "not UTF-8")
+            continue
+        found = from_record(offset, plain, source)
         if isinstance(found, Document) and len(found.text) > max_bytes:
             found = Fault(offset, f"the text is longer than {max_bytes:,} characters (curate.max_record_mb)")
         yield found
+
+
+def _as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with its texts as bytes: a writer may have put down what is no UTF-8, row by row."""
+    columns = []
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        if pa.types.is_string(column.type) or pa.types.is_string_view(column.type):
+            column = column.cast(pa.binary())
+        elif pa.types.is_large_string(column.type):
+            column = column.cast(pa.large_binary())
+        columns.append(column)
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _wanted(source: Source) -> list[str]:

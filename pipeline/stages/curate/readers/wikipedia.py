@@ -19,12 +19,18 @@ def read_dump(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
     try:
         with open_binary(unit.path) as handle:
             # A dump is a trusted download; the parser still never resolves outside entities.
-            for _, element in ET.iterparse(ChunkFile(unpacked(handle, unit.path))):
+            root: ET.Element | None = None
+            for event, element in ET.iterparse(ChunkFile(unpacked(handle, unit.path)), ("start", "end")):
+                if event == "start":
+                    root = element if root is None else root
+                    continue
                 if not element.tag.endswith("}page") and element.tag != "page":
                     continue
                 place += 1
                 yield _article(place, element, source.language, max_bytes)
                 element.clear()
+                if root is not None:
+                    root.clear()  # or it would keep every page as an empty child
     except (Broken, ET.ParseError) as error:
         yield Fault(place + 1, f"{error}; nothing behind this page was read")
 
