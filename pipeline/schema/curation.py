@@ -117,15 +117,20 @@ class SemanticDuplicates:
 
 @dataclass
 class Redact:
-    """Personal data and secrets: what happens to each kind."""
+    """Personal data and secrets: what happens to each kind.
+
+    ``hash`` is a pseudonym: equal finds stay equal, and who tries all numbers finds one back.
+    """
 
     email: str = setting("replace", "e-mail addresses", choices=ACTIONS)
     phone: str = setting("replace", "telephone numbers", choices=ACTIONS)
     ip: str = setting("replace", "public IP addresses", choices=ACTIONS)
     credit_card: str = setting("replace", "card numbers with a right check digit", choices=ACTIONS)
     iban: str = setting("replace", "bank account numbers (IBAN) with right check digits", choices=ACTIONS)
-    national_id: str = setting("replace", "national identity numbers", choices=ACTIONS)
-    secret: str = setting("replace", "passwords, keys and tokens of services", choices=ACTIONS)
+    national_id: str = setting(
+        "replace", "national identity numbers, as they are usually written", choices=ACTIONS
+    )
+    secret: str = setting("replace", "keys and tokens of services", choices=ACTIONS)
     crypto_wallet: str = setting("replace", "Bitcoin addresses", choices=ACTIONS)
     phone_regions: list[str] = setting(
         ["US", "GB", "DE", "FR"], "regions whose national telephone numbers are known without a country code"

@@ -38,6 +38,7 @@ from pipeline.stages.curate.drivers import Driver, driver
 from pipeline.stages.curate.duplicates.find import Corpus, Found
 from pipeline.stages.curate.duplicates.measures import Signatures, Standing
 from pipeline.stages.curate.finish import Finish, GramCount, cut, shuffle_key
+from pipeline.stages.curate.megatron import WriteMegatron
 from pipeline.stages.curate.pair_data import make_pairs
 from pipeline.stages.curate.readers.lines import read_objects
 from pipeline.stages.curate.shards import (
@@ -335,10 +336,21 @@ class Curation:
                 folder.mkdir(parents=True)
                 (folder / "00000.jsonl").write_bytes(b"")
         if self.curate.format.endswith("+megatron"):
-            self.step.phase("tokenise for Megatron")
-            tokens.write_megatron(self.step.output, self.step.output / "tokenizer", names)
+            self._write_megatron(wanted, written)
         self.step.phase("make pairs")
         make_pairs(self.step, self.curate, self.model.context, folders, self.generated, self.account)
+
+    def _write_megatron(self, wanted: list[tuple[str, int]], written: list[Path]) -> None:
+        self.step.phase("tokenise for Megatron")
+        shards = [file for folder in written for file in sorted(folder.iterdir())]
+        work = WriteMegatron(self.step.output / "tokenizer")
+        made = self._map(work, "megatron", [[str(shard)] for shard in shards], "shards")
+        for (name, number), folder in zip(wanted, made, strict=True):
+            data_set, split = name.rsplit(".", 1)
+            target = self.step.output / "megatron" / data_set / split
+            target.mkdir(parents=True, exist_ok=True)
+            for file in folder.iterdir():
+                _link(file, target / f"{number:05d}{file.suffix}")
 
     def report(self, raw: reading.Reading) -> None:
         """Write the account and end the step."""

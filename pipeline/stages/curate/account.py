@@ -96,9 +96,10 @@ class Account:
 
     def grams(self, grams: Grams, common: Any) -> None:
         """Take in the evaluation data that training was compared with."""
-        left = grams.without(common).sizes()
+        count, left = grams.sizes(), grams.without(common).sizes()
         self.sets = {
-            name: {"ngrams": count, "common": count - left[name]} for name, count in grams.sizes().items()
+            name: {"ngrams": count[name], "common": count[name] - left[name], "too_short_entries": short}
+            for name, short in zip(grams.names, grams.short, strict=True)
         }
 
     def finished(self, folders: list[Path]) -> None:

@@ -51,6 +51,7 @@ def data_card(
             name: {
                 "ngrams": about["ngrams"],
                 "common": about["common"],
+                "too_short": about["too_short_entries"],
                 "documents_hit": about["documents"],
             }
             for name, about in report["decontamination"].items()

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipeline.schema import NearDuplicates
 from pipeline.stages.curate.duplicates import clusters, content_key, signatures
+from pipeline.stages.curate.words import UNSPACED
 
 Message = dict[str, str]
 Chat = dict[str, list[Message]]
@@ -33,8 +34,6 @@ MATERIAL = ("input", "context")  # what an instruction works on (Alpaca, Dolly)
 SYSTEMS = ("system", "system_prompt")
 
 UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
-# Scripts that put no spaces between words: one character is a word of its own in comparisons.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 APART = re.compile(f"[{UNSPACED}]")
 SYMBOL = re.compile(r"[^\w\s.,;:!?…'\"’“”-]")
 UNKNOWN_LANGUAGES = ("", "un", "und")

@@ -14,7 +14,6 @@ document's is one call of NumPy.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.schema import Decontaminate
+from pipeline.stages.curate.words import WORD
 
-WORD = re.compile(r"\w+")
 SENTENCE_ENDS = ".!?\n"
 BASE = np.uint64(0xD6E8FEB86659FD93)
 REMEMBERED = 1 << 20  # words whose hashes are kept
@@ -38,26 +37,31 @@ class Grams:
 
     names: list[str]
     tables: dict[int, tuple[Any, Any]]
+    short: list[int]  # entries of each set with fewer than ``min_ngram`` words
 
     @classmethod
     def of(cls, sets: Iterable[tuple[str, Iterable[str]]], settings: Decontaminate) -> Grams:
         """From (name of the set, texts) pairs."""
         names: list[str] = []
+        short: list[int] = []
         found: dict[int, list[tuple[Any, int]]] = {}
         for owner, (name, texts) in enumerate(sets):
             names.append(name)
+            short.append(0)
             for text in texts:
                 hashes, _ = word_hashes(text)
                 length = min(settings.ngram, len(hashes))
                 if length >= min(settings.min_ngram, settings.ngram):
                     found.setdefault(length, []).append((gram_hashes(hashes, length), owner))
+                else:
+                    short[owner] += 1
         tables = {}
         for length, parts in sorted(found.items()):
             grams = np.concatenate([grams for grams, _ in parts])
             owners = np.concatenate([np.full(len(grams), owner, dtype=np.int32) for grams, owner in parts])
             unique, first = np.unique(grams, return_index=True)
             tables[length] = unique, owners[first]
-        return cls(names, tables)
+        return cls(names, tables, short)
 
     def without(self, common: Any) -> Grams:
         """Those left when the given hashes are forgotten."""
@@ -66,7 +70,7 @@ class Grams:
             kept = ~np.isin(grams, common)
             if kept.any():
                 tables[length] = grams[kept], owners[kept]
-        return Grams(self.names, tables)
+        return Grams(self.names, tables, self.short)
 
     def sizes(self) -> Counter[str]:
         """N-grams by the set that they come from."""
@@ -81,7 +85,7 @@ class Grams:
         arrays = {}
         for length, (grams, owners) in self.tables.items():
             arrays[f"grams{length}"], arrays[f"owners{length}"] = grams, owners
-        np.savez(path, names=np.array(self.names, dtype=np.str_), **arrays)
+        np.savez(path, names=np.array(self.names, dtype=np.str_), short=np.array(self.short), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Grams:
@@ -89,7 +93,7 @@ class Grams:
         with np.load(path, allow_pickle=False) as kept:
             lengths = sorted(int(name[5:]) for name in kept if name.startswith("grams"))
             tables = {length: (kept[f"grams{length}"], kept[f"owners{length}"]) for length in lengths}
-            return cls([str(name) for name in kept["names"]], tables)
+            return cls([str(name) for name in kept["names"]], tables, kept["short"].tolist())
 
     def matches(self, text: str) -> Iterator[tuple[int, int, int, int]]:
         """(start, end, hash, owner) of every match in a text, ``text[start:end]``."""

@@ -64,7 +64,7 @@ class IdentifyLanguage(TextStage):
 
     def _fasttext(self, text: str) -> tuple[str, float]:
         score, label = ast.literal_eval(self._filter.score_document(text))
-        return str(label).split("_")[0].lower(), float(score)
+        return _code(str(label).split("_")[0]), float(score)
 
     def _fault(self, code: str) -> str | None:
         if code == UNKNOWN:
@@ -87,4 +87,34 @@ def cld2(text: str) -> tuple[str, float]:
             reliable, _, details = pycld2.detect(clean.encode("utf-8", "replace"))
         except pycld2.error:
             return UNKNOWN, 0.0
-    return str(details[0][1]).split("-")[0].lower(), details[0][2] / 100 if reliable else 0.0
+    return _code(str(details[0][1])), details[0][2] / 100 if reliable else 0.0
+
+
+# Codes that ISO 639-1 withdrew and CLD2 still gives.
+WITHDRAWN = {"iw": "he", "jw": "jv", "in": "id", "ji": "yi", "mo": "ro"}
+
+
+def _code(told: str) -> str:
+    """A language's ISO code, without region and script."""
+    code = told.split("-")[0].lower()
+    return WITHDRAWN.get(code, code)
+
+
+def check_codes(settings: Language) -> None:
+    """Raise :class:`InputError` for a code in keep, drop or route that CLD2 never gives.
+
+    A fastText model has its own list, and codes are taken as they are.
+    """
+    if settings.model is not None:
+        return
+    import pycld2
+
+    # CLD2's "xx-..." names a script alone.
+    known = {_code(code) for _, code in pycld2.LANGUAGES if not code.startswith("xx")} | {UNKNOWN}
+    for name in ("keep", "drop", "route"):
+        for code in getattr(settings, name):
+            if code not in known:
+                raise InputError(
+                    f"curate.language.{name}: CLD2 tells no language {code!r}; give codes of ISO 639 in small "
+                    "letters: en, de, zh"
+                )

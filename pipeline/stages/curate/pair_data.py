@@ -13,7 +13,7 @@ from pipeline.stages.curate import chats, preferences, tokens
 from pipeline.stages.curate.duplicates.minhash import content_key
 from pipeline.stages.curate.language import cld2
 from pipeline.stages.curate.pairs import content_pairs, hashed, limited, style_pairs
-from pipeline.stages.curate.redact import KINDS, finds, redacted
+from pipeline.stages.curate.redact import KINDS, finds, merged, redacted
 from pipeline.stages.curate.shards import read_rows
 from pipeline.stages.curate.split import SPLITS, split_of
 from pipeline.stages.curate.synthetic import Generated
@@ -198,7 +198,9 @@ def _redact(record: dict[str, Any], curate: Curate, counts: Counter[tuple[str, s
     def clean(text: str) -> str | None:
         found = finds(text, kinds, tuple(curate.redact.phone_regions))
         counts.update((find.kind, actions[find.kind]) for find in found)
-        return None if any(actions[f.kind] == "drop" for f in found) else redacted(text, found, actions)
+        return (
+            None if any(actions[f.kind] == "drop" for f in found) else redacted(text, merged(found), actions)
+        )
 
     holders: list[tuple[dict[str, Any], str]] = [
         (record, key) for key in ("prompt", "chosen", "rejected") if isinstance(record.get(key), str)

@@ -22,7 +22,7 @@ from pipeline.stages.curate.catalogue import load
 from pipeline.stages.curate.duplicates import find, on_gpu
 from pipeline.stages.curate.duplicates.embedded import corpus_pairs
 from pipeline.stages.curate.duplicates.measures import ContentKeys, Signatures, Standing
-from pipeline.stages.curate.language import IdentifyLanguage
+from pipeline.stages.curate.language import IdentifyLanguage, check_codes
 from pipeline.stages.curate.redact import RedactText
 from pipeline.stages.curate.shards import Measure
 from pipeline.stages.curate.text_stages import FilterText, ModifyText, Told
@@ -63,6 +63,8 @@ def require(curate: Curate) -> None:
         entry = curation.entry_of(name)
         if entry is not None and entry["kind"] == "classifier":
             _require_gpu(name)
+        if name == "language":
+            check_codes(curate.language)
         if name == "near-duplicates" and curate.near_duplicates.engine == "curator-gpu":
             on_gpu.require()
 

@@ -8,8 +8,9 @@ places or bare numbers are left out: they need a language model and would damage
 full of versions, dates and matrices.
 
 Every kind has an action: ``replace`` by its tag (``<EMAIL>``), ``hash`` (a tag with the
-first digits of the find's SHA-256, so that equal finds stay equal), ``drop`` the document,
-or ``keep``.
+first digits of the find's SHA-256, so that equal finds stay equal; who tries all telephone
+numbers finds one back, so this is a pseudonym, not anonymity), ``drop`` the document, or
+``keep``.
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ MAY_HOLD = {
     "secret": re.compile(r"[A-Za-z0-9_-]{20}|PRIVATE KEY"),
     "crypto_wallet": re.compile(r"(?:bc1|[13])[A-Za-z0-9]{25}"),
 }
-# Services that detect-secrets does not know, by their issuers' published prefixes; and whole
-# private keys, of which it reports the first line only.
+# Services that detect-secrets does not know, by their issuers' published prefixes; and what it
+# reports a part of only: private keys (also where their end is cut off), tokens with a signature.
 MORE_SECRETS = (
-    re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----.*?-----END (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----", re.DOTALL),
+    re.compile(r"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----(?:[^-]*-----END (?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?-----|[A-Za-z0-9+/=\s:,-]*)"),
+    re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?"),
+    re.compile(r"(?i:aws_?secret_?access_?key)\W{1,5}[A-Za-z0-9/+=]{40}(?![A-Za-z0-9/+=])"),
     re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
     re.compile(r"\bAIza[0-9A-Za-z_-]{35}\b"),
     re.compile(r"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{20,}\b"),
@@ -98,17 +101,18 @@ class RedactText(TextStage):
 
     def one(self, text: str, ledger: Ledger) -> tuple[str | None, str]:
         """The text with its finds replaced; None where one of them drops the document."""
-        found = finds(text, self._wanted, self._regions)
+        everything = finds(text, self._wanted, self._regions)
+        fatal = next((f.kind for f in everything if self._actions[f.kind] == "drop"), None)
+        found = merged(everything)
         for find in found:
             ledger.found[find.kind, self._actions[find.kind]] += 1
-        fatal = next((f.kind for f in found if self._actions[f.kind] == "drop"), None)
         if fatal is not None:
             return None, f"holds {fatal}"
         return redacted(text, found, self._actions), ""
 
 
 def finds(text: str, kinds: tuple[str, ...], regions: tuple[str, ...]) -> list[Find]:
-    """What is found in a text, in order and without overlaps (the longer find wins)."""
+    """Everything that is found in a text, in order; finds of several kinds may overlap."""
     found = []
     for kind in kinds:
         look = MAY_HOLD.get(kind)
@@ -116,12 +120,23 @@ def finds(text: str, kinds: tuple[str, ...], regions: tuple[str, ...]) -> list[F
             continue
         for search in searchers(kind, regions):
             found += [Find(start, end, kind) for start, end in search(text)]
-    found.sort(key=lambda f: (f.start, f.start - f.end, KINDS.index(f.kind)))
-    left: list[Find] = []
+    return sorted(found, key=lambda f: (f.start, f.start - f.end, KINDS.index(f.kind)))
+
+
+def merged(found: list[Find]) -> list[Find]:
+    """Finds that overlap as one, of the longest one's kind, so that no end of any is left."""
+    joined: list[Find] = []
+    longest = 0
     for find in found:
-        if not left or find.start >= left[-1].end:
-            left.append(find)
-    return left
+        if not joined or find.start >= joined[-1].end:
+            joined.append(find)
+            longest = find.end - find.start
+            continue
+        last = joined[-1]
+        kind = find.kind if find.end - find.start > longest else last.kind
+        longest = max(longest, find.end - find.start)
+        joined[-1] = Find(last.start, max(last.end, find.end), kind)
+    return joined
 
 
 def redacted(text: str, found: list[Find], actions: dict[str, str]) -> str:
@@ -204,7 +219,7 @@ def _is_public(text: str, start: int, end: int, recognizer: Any) -> bool:
     if ":" in found and sum(bool(group) for group in found.split(":")) < 4:
         return False
     try:
-        return ipaddress.ip_address(found).is_global
+        return ipaddress.ip_address(found.split("/")[0]).is_global
     except ValueError:
         return False
 

@@ -109,37 +109,3 @@ def counter(folder: Path) -> Callable[[str], int]:
 
     tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def write_megatron(output: Path, tokenizer: Path, names: list[str]) -> None:
-    """Tokenise the pre-training data into ``megatron/DATA_SET_SPLIT.bin`` and ``.idx``.
-
-    Curator's ``MegatronTokenizerWriter`` writes one pair of files for a batch, named by
-    chance; here each output shard is a batch and its files get the shard's name.
-    """
-    import pandas as pd
-    from nemo_curator.stages.text.io.writer.megatron_tokenizer import MegatronTokenizerWriter
-    from nemo_curator.tasks import DocumentBatch
-
-    from pipeline.stages.data_sets import read_shard
-
-    for name in names:
-        data_set, split = name.rsplit(".", 1)
-        for shard in sorted((output / data_set / split).iterdir()):
-            folder = output / "megatron" / data_set / split
-            writer = MegatronTokenizerWriter(
-                path=str(folder), model_identifier=str(tokenizer), append_eod=True, mode="ignore"
-            )
-            writer.setup()
-            # Curator 1.4 calls a method that transformers 5 took away; calling the tokenizer is the same.
-            writer.tokenizer.batch_encode_plus = writer.tokenizer
-            texts = [record["text"] for record in read_shard(shard)]
-            if not texts:
-                continue
-            batch = DocumentBatch(
-                dataset_name=name,
-                data=pd.DataFrame({"text": texts}),
-                _metadata={"source_files": [shard.name]},
-            )
-            for file in writer.process(batch).data:
-                Path(file).rename(folder / f"{shard.stem}{Path(file).suffix}")

@@ -245,7 +245,7 @@ def test_parquet_shards_and_megatron_files(
     stored = np.fromfile(folder / "00000.bin", dtype=np.uint16)
     first = tokenizer.encode(rows[0]["text"], add_special_tokens=False).ids
     assert stored[: len(first)].tolist() == first
-    end = tokenizer.token_to_id("<|im_end|>")
+    end = tokenizer.token_to_id("<|endoftext|>")  # what separates documents in pre-training here
     assert stored[len(first)] == end
     assert int((stored == end).sum()) == len(rows)
 

@@ -91,3 +91,14 @@ def test_common_ngrams_are_forgotten_and_files_keep_all(tmp_path: Path) -> None:
     common = np.array([next(h for _, _, h, _ in grams.matches(BEFORE))], dtype=np.uint64)
     grams.without(common).save(tmp_path / "g.npz")
     assert Grams.load(tmp_path / "g.npz").sizes() == Counter({"a": 6, "b": 5})
+
+
+def test_scripts_without_spaces_between_words() -> None:
+    question = "市议会星期二开会讨论河上的新桥计划,大多数与会者都表示支持这项工程"
+    settings = Decontaminate(remove_characters=0, min_characters=5)
+    grams = Grams.of([("quiz", [question, "太短了"])], settings)
+    assert grams.short == [1]
+    before, after = "前面还有一段与此无关的文字。" * 3, "后面也有一段与此无关的文字。" * 3
+    cleaned = clean(before + question + after, grams, settings)
+    assert cleaned.owners == {0}
+    assert not any(question[5:20] in piece for piece in cleaned.pieces)

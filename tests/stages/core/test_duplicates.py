@@ -225,3 +225,18 @@ def test_curators_gpu_workflow_is_refused_without_a_gpu(tmp_path: Path) -> None:
     said = events(tmp_path / "w", "error")[0]["text"]
     assert "curator-gpu needs" in said
     assert "Use engine: rensa" in said
+
+
+def test_near_duplicates_in_scripts_without_spaces() -> None:
+    chance = random.Random(5)
+    alphabet = [chr(code) for code in range(0x4E00, 0x4E00 + 2000)]
+    originals = ["".join(chance.choices(alphabet, k=350)) for _ in range(60)]
+
+    def changed(text: str) -> str:
+        places = set(chance.sample(range(len(text)), 4))
+        return "".join("字" if place in places else c for place, c in enumerate(text))
+
+    corpus = [*originals, *map(changed, originals)]
+    found = clusters(signature_rows(corpus, NEAR.ngram, NEAR.permutations), NEAR.bands, NEAR.threshold)
+    assert sum(found[60 + place] == place for place in range(60)) >= 57
+    assert len(set(found)) >= 60

@@ -164,7 +164,7 @@ def test_a_classifier_is_refused_without_a_gpu(name: str) -> None:
     with pytest.raises(
         InputError, match=f"{name} is a model-based classifier of NeMo Curator and needs an NVIDIA GPU"
     ):
-        passes.build([name], schema.Curate(stages=[name]))
+        passes.require(schema.Curate(stages=[name]))
 
 
 def test_what_curator_refuses_is_told_with_the_setting(tmp_path: Path) -> None:

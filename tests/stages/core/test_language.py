@@ -9,8 +9,9 @@ import pytest
 from nemo_curator.tasks import DocumentBatch
 
 from pipeline import schema
-from pipeline.stages.curate.language import UNKNOWN, IdentifyLanguage
+from pipeline.stages.curate.language import UNKNOWN, IdentifyLanguage, check_codes, cld2
 from pipeline.stages.curate.text_stages import ledger_of
+from pipeline.stages.step import InputError
 
 TEXTS = {
     "en": "The city council met on Tuesday to talk about the new bridge over the river, and most were in favour.",
@@ -65,5 +66,14 @@ def test_a_fasttext_model(tmp_path: Path) -> None:
     model.save_model(str(path))
     kept, _ = run(schema.Language(model=str(path)), [TEXTS["fr"], TEXTS["en"], TEXTS["de"]])
     assert kept == ["fr", "en", "de"]
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(InputError, match=r"none\.bin not found"):
         run(schema.Language(model=str(tmp_path / "none.bin")), ["x"])
+
+
+def test_codes_are_those_of_iso_639() -> None:
+    hebrew = "מועצת העיר התכנסה ביום שלישי כדי לדון בגשר החדש מעל הנהר, ורוב הנוכחים תמכו בבנייתו. "
+    assert cld2(hebrew * 3)[0] == "he"
+    check_codes(schema.Language(keep=["he", "en"], route=["zh"]))
+    for wrong in ("english", "xx", "EN", "iw"):
+        with pytest.raises(InputError, match="no language"):
+            check_codes(schema.Language(keep=[wrong]))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from pipeline import schema
-from pipeline.stages.curate.redact import KINDS, RedactText, finds, redacted
+from pipeline.stages.curate.redact import KINDS, RedactText, finds, merged, redacted
 from pipeline.stages.curate.text_stages import Ledger
 
 REGIONS = ("US", "GB", "DE", "FR")
 
 
 def found(text: str, kind: str) -> list[str]:
-    return [text[f.start : f.end] for f in finds(text, KINDS, REGIONS) if f.kind == kind]
+    return [text[f.start : f.end] for f in merged(finds(text, KINDS, REGIONS)) if f.kind == kind]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,34 @@ def test_finds(text: str, kind: str, expected: list[str]) -> None:
 def test_a_private_key_goes_whole() -> None:
     text = "before\n-----BEGIN RSA PRIVATE KEY-----\nMIIE\nabc=\n-----END RSA PRIVATE KEY-----\nafter"
     actions = dict.fromkeys(KINDS, "replace")
-    assert redacted(text, finds(text, KINDS, REGIONS), actions) == "before\n<SECRET>\nafter"
+    assert redacted(text, merged(finds(text, KINDS, REGIONS)), actions) == "before\n<SECRET>\nafter"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("jwt eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N_XgL0 end", "jwt <SECRET> end"),
+        ("-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEF", "<SECRET>"),
+        ("AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY done", "<SECRET> done"),
+        ("see 8.8.8.8/24 there", "see <IP> there"),
+    ],
+)
+def test_nothing_of_a_secret_is_left(text: str, left: str) -> None:
+    assert redacted(text, merged(finds(text, KINDS, REGIONS)), dict.fromkeys(KINDS, "replace")) == left
+
+
+def test_a_secret_inside_another_find_still_drops() -> None:
+    token = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
+    text = f"clone https://user:{token}@github.com/x today"
+    stage = RedactText(schema.Redact(secret="drop"))
+    stage.setup()
+    assert stage.one(text, Ledger()) == (None, "holds secret")
+    stage = RedactText(schema.Redact())
+    stage.setup()
+    changed, _ = stage.one(text, Ledger())
+    assert changed is not None
+    assert "ghp_" not in changed
+    assert token[-8:] not in changed
 
 
 def test_actions() -> None:
@@ -80,7 +107,7 @@ def test_real_documentation_is_hardly_touched() -> None:
         d["text"] for module, file in package_sources("scipy") for d in read_docstrings(module, file, "scipy")
     ]
     for text in documents:
-        counts.update(find.kind for find in finds(text, KINDS, REGIONS))
+        counts.update(find.kind for find in merged(finds(text, KINDS, REGIONS)))
     assert len(documents) > 3000
     assert counts["email"] > 5
     assert counts.total() - counts["email"] < 0.01 * len(documents)

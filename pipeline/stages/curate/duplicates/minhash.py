@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from functools import partial
 from typing import Any
 
@@ -12,9 +11,9 @@ import numpy as np
 from pipeline.schema import NearDuplicates
 from pipeline.stages.curate.duplicates.bands import similar_pairs
 from pipeline.stages.curate.duplicates.clusters import Clusters
+from pipeline.stages.curate.words import WORD
 from pipeline.stages.pool import worker_pool
 
-WORD = re.compile(r"\w+")
 SEED = 42
 CHUNK = 2000
 
