@@ -29,6 +29,9 @@ def _bind(parent: int, set_up: Callable[..., object] | None, arguments: tuple[An
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the step's handler, which cleans up
+    # The step may have trained a tokenizer: the threads that did it are not in this fork, and
+    # `tokenizers` would wait for them for ever. The pool has a worker for every core anyhow.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if os.getppid() != parent:
         os._exit(1)
     if set_up is not None:

@@ -105,7 +105,10 @@ def run_stage() -> Callable[..., Path]:
 
     def run(stage: str, work: Path, inputs: dict[str, Path] | None = None, **changes: Any) -> Path:
         process = start(write_job(stage, work, inputs, **changes))
-        output, _ = process.communicate(timeout=300)
+        try:
+            output, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()  # a step that hangs must not slow what is tested after it
         assert process.returncode == 0, output
         return work
 

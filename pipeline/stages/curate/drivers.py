@@ -139,6 +139,7 @@ class RayDriver:
         if self.address == "local":
             os.environ.pop("RAY_ADDRESS", None)
             ray.init(
+                address="local",  # never another's that happens to run here, which Ray would join
                 num_cpus=self.workers,
                 include_dashboard=False,
                 log_to_driver=False,
