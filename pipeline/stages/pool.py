@@ -25,14 +25,19 @@ def worker_pool(
     return ProcessPoolExecutor(workers, initializer=_bind, initargs=(os.getpid(), set_up, arguments))
 
 
-def _bind(parent: int, set_up: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
+def bind(parent: int) -> None:
+    """Have the kernel end this process with ``parent``."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _bind(parent: int, set_up: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the step's handler, which cleans up
+    bind(parent)
     # The step may have trained a tokenizer: the threads that did it are not in this fork, and
     # `tokenizers` would wait for them for ever. The pool has a worker for every core anyhow.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if os.getppid() != parent:
-        os._exit(1)
     if set_up is not None:
         set_up(*arguments)

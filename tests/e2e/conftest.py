@@ -40,10 +40,19 @@ class Lifecycle:
         )
 
     def __call__(
-        self, verb: str, *words: str, settings: str = "", recipe: str = "llama-mini", code: int = 0
+        self,
+        verb: str,
+        *words: str,
+        settings: str = "",
+        recipe: str = "llama-mini",
+        code: int = 0,
+        timeout_s: float = 1500,
     ) -> str:
         process = self.start(verb, *words, settings=settings, recipe=recipe)
-        output, _ = process.communicate(timeout=1500)
+        try:
+            output, _ = process.communicate(timeout=timeout_s)
+        finally:
+            process.kill()  # what hangs must not slow what is tested after it
         assert process.returncode == code, output
         return output
 

@@ -70,7 +70,7 @@ def test_a_corpus_of_twenty_times_the_memory(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))  # inherited by everything that starts now
     try:
-        lifecycle("curate", recipe=str(recipe))
+        lifecycle("curate", recipe=str(recipe), timeout_s=3600)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
     report = json.loads((lifecycle.latest("curate", "large") / "report.json").read_text())

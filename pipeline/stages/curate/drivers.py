@@ -7,22 +7,24 @@ stays finished: a folder that exists is not made again.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import as_completed
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from nemo_curator.tasks import FileGroupTask
 
 from pipeline.stages.curate.shards import FolderWork
-from pipeline.stages.pool import worker_pool
+from pipeline.stages.pool import bind, worker_pool
 from pipeline.stages.step import InputError
 
 POLL_S = 0.5
 CONNECT_S = 10.0
+SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit Ray's threads' locks
 
 
 class Driver(Protocol):
@@ -81,81 +83,115 @@ def _process(task: FileGroupTask) -> str:
 class RayDriver:
     """Curator's ``RayDataExecutor`` on a cluster, whose machines share the work folder.
 
-    The executor reports only at the end; a watcher beside it looks for finished shards, so
-    that they are sealed as they come and an interrupted run keeps them.  Ray Data 2.60 now
-    and then loses sight of a task it has just been given (a ``KeyError`` for an object);
-    what is unfinished is then given to it again, ``ATTEMPTS`` times in all.
+    Each pass is driven by a process of its own: the executor leaves the cluster at its end, and
+    Ray Data 2.60, joining again from the same process, now and then takes up an object of
+    before.  What is unfinished after such a slip is given to it once more.  The executor
+    reports only at the end, so this process looks for finished shards meanwhile; they are
+    sealed as they come, and an interrupted run keeps them.
     """
 
-    ATTEMPTS = 3
+    ATTEMPTS = 2
 
     def __init__(self, workers: int, address: str) -> None:
         self.workers, self.address = workers, address
 
     def run(self, work: FolderWork, tasks: list[FileGroupTask]) -> Iterator[Path]:
         """See :class:`Driver`."""
-        if not tasks:
-            return
         left = tasks
         for attempt in range(1, self.ATTEMPTS + 1):
-            outcome: list[BaseException] = []
-            yield from self._attempt(work, left, outcome)
-            left = [task for task in left if not Path(task.data[-1]).exists()]
             if not left:
                 return
-            lost = not outcome or (isinstance(outcome[0], KeyError) and "ObjectRef" in str(outcome[0]))
-            if not lost or attempt == self.ATTEMPTS:
+            outcome: list[BaseException] = []
+            yield from self._attempt(work, left, self._cluster(), outcome)
+            left = [task for task in left if not Path(task.data[-1]).exists()]
+            slipped = not outcome or "object" in str(outcome[0]).lower()
+            if left and (attempt == self.ATTEMPTS or not slipped):
                 raise (
                     outcome[0] if outcome else RuntimeError(f"Ray finished without {len(left)} of its tasks")
                 )
 
     def _attempt(
-        self, work: FolderWork, tasks: list[FileGroupTask], outcome: list[BaseException]
+        self, work: FolderWork, tasks: list[FileGroupTask], address: str, outcome: list[BaseException]
     ) -> Iterator[Path]:
         waiting = {Path(task.data[-1]) for task in tasks}
-        thread = threading.Thread(target=self._execute, args=(work, tasks, outcome), daemon=True)
-        thread.start()
-        alive = True
-        while alive:
-            thread.join(POLL_S)
-            alive = thread.is_alive()  # before looking: what it finished last is seen then
-            done = sorted(target for target in waiting if target.exists())
-            waiting.difference_update(done)
-            yield from done
+        from ray import cloudpickle  # stages may hold functions, as Curator's word splitters are
 
-    def _execute(self, work: FolderWork, tasks: list[FileGroupTask], outcome: list[BaseException]) -> None:
-        import ray
-        from nemo_curator.backends.ray_data import RayDataExecutor
-        from nemo_curator.pipeline import Pipeline
-
+        receiver, sender = SPAWN.Pipe(duplex=False)
+        order = cloudpickle.dumps((work, tasks))
+        process = SPAWN.Process(target=_drive, args=(os.getpid(), sender, address, order))
+        process.start()
+        sender.close()
         try:
-            self._connect(ray)
-            Pipeline(name="curation", stages=[work]).run(RayDataExecutor(), initial_tasks=tasks)
-        except BaseException as error:
-            outcome.append(error)
+            alive = True
+            while alive:
+                process.join(POLL_S)
+                alive = process.is_alive()  # before looking: what it finished last is seen then
+                done = sorted(target for target in waiting if target.exists())
+                waiting.difference_update(done)
+                yield from done
+            outcome += _told(receiver, process.exitcode)
+        finally:
+            process.kill()
+            process.join()
 
-    def _connect(self, ray: Any) -> None:
-        """Join the cluster at the address, or start one that ends with this process."""
+    def _cluster(self) -> str:
+        """The address of the cluster; a local one is started, and ends with this process."""
         if self.address == "local":
-            os.environ.pop("RAY_ADDRESS", None)
-            ray.init(
-                address="local",  # never another's that happens to run here, which Ray would join
-                num_cpus=self.workers,
-                include_dashboard=False,
-                log_to_driver=False,
-                ignore_reinit_error=True,
-            )
-            return
-        os.environ["RAY_ADDRESS"] = self.address  # Curator's executor connects by it
-        try:
+            import ray
+
+            if not ray.is_initialized():
+                ray.init(
+                    address="local",  # never another's that happens to run here, which Ray would join
+                    num_cpus=self.workers,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                )
+            return str(ray.get_runtime_context().gcs_address)
+        try:  # Ray itself waits a minute
             host, _, port = self.address.rpartition(":")
-            socket.create_connection(
-                (host, int(port)), timeout=CONNECT_S
-            ).close()  # Ray itself waits a minute
-            ray.init(address=self.address, ignore_reinit_error=True, log_to_driver=False)
-        except (OSError, ValueError, RuntimeError) as error:  # of the socket, the address, of Ray
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"no Ray cluster answers at {self.address} (site.ray): {first}. Give HOST:PORT of its head node, "
-                "as `ray status` shows it, or 'local' to start one here"
-            ) from None
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        except (OSError, ValueError) as error:
+            raise InputError(_no_cluster(self.address, error)) from None
+        return self.address
+
+
+def _drive(parent: int, outcome: Connection, address: str, order: bytes) -> None:
+    """Run one pass on the cluster, ``order`` being its stage and tasks; what went wrong is sent back."""
+    import ray
+    from nemo_curator.backends.ray_data import RayDataExecutor
+    from nemo_curator.pipeline import Pipeline
+
+    bind(parent)
+    os.environ["RAY_ADDRESS"] = address  # Curator's executor connects by it
+    try:
+        try:
+            ray.init(address=address, log_to_driver=False)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(_no_cluster(address, error)) from None
+        work, tasks = ray.cloudpickle.loads(order)
+        Pipeline(name="curation", stages=[work]).run(RayDataExecutor(), initial_tasks=tasks)
+    except BaseException as error:
+        cause = getattr(error, "cause", None) or error  # of a task: what it raised
+        try:
+            outcome.send(cause)
+        except Exception:  # it cannot be sent as it is
+            outcome.send(RuntimeError(f"{type(cause).__name__}: {cause}"))
+        raise
+
+
+def _told(receiver: Connection, status: int | None) -> list[BaseException]:
+    """What the driving process said of its failure, or its status."""
+    try:
+        if receiver.poll():
+            return [receiver.recv()]
+    except EOFError:
+        pass
+    return [RuntimeError(f"the process that drives Ray ended with status {status}")] if status else []
+
+
+def _no_cluster(address: str, error: BaseException) -> str:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        f"no Ray cluster answers at {address} (site.ray): {first}. Give HOST:PORT of its head node, "
+        "as `ray status` shows it, or 'local' to start one here"
+    )

@@ -105,7 +105,7 @@ def test_a_cluster_of_ones_own_ends_with_the_step(tmp_path: Path, curate: dict[s
         time.sleep(0.1)
     process.kill()
     output, _ = process.communicate(timeout=30)
-    assert len(started) == 2, output
+    assert len(started) >= 2, output  # and processes that these start
     for _ in range(300):
         if not started & daemons():
             break
