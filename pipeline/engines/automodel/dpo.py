@@ -19,8 +19,8 @@ import torch
 from nemo_automodel.components.loggers.metric_logger import MetricsSample
 from safetensors.torch import load_file, save_file
 
-from pipeline.engines.automodel.dpo_loss import dpo_loss, sequence_log_probabilities
 from pipeline.engines.automodel.examples import IGNORED
+from pipeline.engines.automodel.preference_losses import PreferenceBatch, dpo, sequence_log_probabilities
 from pipeline.engines.automodel.recipe import NextTokenRecipe
 from pipeline.schema import Align
 from pipeline.stages.step import Step
@@ -94,14 +94,9 @@ class DpoRecipe(NextTokenRecipe):
     def _pair_losses(self, batch: dict[str, Any], split: str) -> tuple[Any, dict[str, Any]]:
         scores, lengths = self._pair_scores(batch)
         reference = self._reference[split][batch["index"]].to(scores.device)
-        losses, chosen, rejected = dpo_loss(
-            scores[:, 0],
-            scores[:, 1],
-            reference[:, 0],
-            reference[:, 1],
-            beta=self._dpo.beta,
-            label_smoothing=self._dpo.label_smoothing,
-        )
+        pairs = PreferenceBatch(scores[:, 0], scores[:, 1], reference[:, 0], reference[:, 1])
+        made = dpo(pairs, beta=self._dpo.beta, label_smoothing=self._dpo.label_smoothing)
+        losses, chosen, rejected = made.losses, made.chosen_rewards, made.rejected_rewards
         if self._dpo.sft_weight:
             losses = losses - self._dpo.sft_weight * scores[:, 0] / lengths[:, 0]
         figures = {

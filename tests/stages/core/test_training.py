@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from pipeline.engines.automodel import examples
-from pipeline.engines.automodel.dpo_loss import dpo_loss, sequence_log_probabilities
 from pipeline.engines.automodel.linear_loss import linear_cross_entropy
 from pipeline.stages.models import merge_adapter
 
@@ -46,27 +45,6 @@ def test_linear_cross_entropy_equals_the_plain_one() -> None:
     torch.testing.assert_close(ours, plain)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-def test_dpo_loss_at_known_points() -> None:
-    zero = torch.zeros(1)
-    loss, _, _ = dpo_loss(zero, zero, zero, zero, beta=0.3)
-    assert loss.item() == pytest.approx(math.log(2))
-    # log-ratios +2 and -1: margin 3, beta 0.5
-    loss, chosen, rejected = dpo_loss(zero + 2, zero - 1, zero, zero, beta=0.5)
-    assert loss.item() == pytest.approx(math.log1p(math.exp(-1.5)), rel=1e-6)
-    assert (chosen.item(), rejected.item()) == (1.0, -0.5)
-    smoothed, _, _ = dpo_loss(zero + 2, zero - 1, zero, zero, beta=0.5, label_smoothing=0.25)
-    assert smoothed.item() == pytest.approx(0.75 * loss.item() + 0.25 * math.log1p(math.exp(1.5)), rel=1e-6)
-    policy = torch.zeros(2, requires_grad=True)
-    dpo_loss(policy[:1], policy[1:], zero, zero, beta=0.3)[0].sum().backward()
-    assert policy.grad.tolist() == pytest.approx([-0.15, 0.15])
-
-
-def test_sequence_log_probabilities_sum_by_row() -> None:
-    logits = torch.log(torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]]))
-    found = sequence_log_probabilities(logits, torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2)
-    torch.testing.assert_close(found, torch.log(torch.tensor([0.375, 0.1])))
 
 
 def test_loss_is_on_the_answer_and_its_end_only(tokenizer) -> None:
