@@ -237,11 +237,16 @@ def test_rpo_rests_where_the_implicit_margin_is_the_given_one(name: str) -> None
     assert under < -1e-3 < 1e-3 < over
 
 
-def test_rpo_backward_is_dpo_for_certain_labels() -> None:
-    """With the rewards' gap growing, KL(given || implicit) tends to DPO's loss."""
-    pairs = dataclasses.replace(batch(), true_reward_chosen=torch.full((6,), 500.0).double())
+@pytest.mark.parametrize("wrong", [0.0, 0.1, 0.5])
+def test_rpo_backward_is_conservative_dpo_less_the_entropy_of_the_labels(wrong: float) -> None:
+    """Where the rewards' gap is the log-odds of a label being right."""
+    pairs = batch()
+    gap = math.log((1 - wrong) / wrong) if wrong else 1e3
+    pairs = dataclasses.replace(pairs, true_reward_chosen=pairs.true_reward_rejected + gap)
+    entropy = -sum(p * math.log(p) for p in (wrong, 1 - wrong) if p)
     found = preference_loss("rpo_backward_kl", pairs, beta=BETA).losses
-    torch.testing.assert_close(found, preference_loss("dpo", pairs, beta=BETA).losses)
+    wanted = preference_loss("dpo", pairs, beta=BETA, label_smoothing=wrong).losses - entropy
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_kto_clamps_its_reference_point_and_gives_it_no_gradient() -> None:

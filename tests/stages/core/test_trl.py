@@ -35,7 +35,12 @@ from beside_trl import (
 )
 from conftest import load_step, write_job
 
-from pipeline.engines.automodel.preference_losses import bradley_terry, kto_answers
+from pipeline.engines.automodel.preference_losses import (
+    PreferenceBatch,
+    bradley_terry,
+    kto_answers,
+    preference_loss,
+)
 from pipeline.engines.automodel.publish import publish_adapter
 from pipeline.schema import Lora
 from pipeline.stages.models import merge_adapter, read_weights
@@ -102,6 +107,25 @@ def test_dpo_and_ipo_are_trls(
     our = our_run(ours, loss, [[batch] for batch in batches(sides(data), 2, tmp_path)])
     options = {"beta": 0.2, "loss_type": [trl_name], "ref_model": reference}
     their = trl_run(DPOTrainer, DPOConfig, theirs, pair_records(data), tokenizer, tmp_path, **options)
+    agree(ours, theirs, our, their)
+
+
+def test_conservative_dpo_is_trls_cpo(tokenizer: Any, tmp_path: Path) -> None:
+    """CPO's preference term is DPO's with an indifferent reference, and heeds label smoothing."""
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+    data = pairs()
+    ours, theirs = llama(1), llama(1)
+
+    def loss(model: Any, batch: list[dict[str, Any]]) -> Any:
+        policy = scores(model, batch[0])[0]
+        indifferent = torch.zeros(len(policy) // 2)
+        given = PreferenceBatch(policy[0::2], policy[1::2], indifferent, indifferent)
+        return preference_loss("dpo", given, beta=0.2, label_smoothing=0.15).losses.mean()
+
+    our = our_run(ours, loss, [[batch] for batch in batches(sides(data), 2, tmp_path)])
+    options = {"loss_type": "sigmoid", "beta": 0.2, "label_smoothing": 0.15, "cpo_alpha": 0.0}
+    their = trl_run(CPOTrainer, CPOConfig, theirs, pair_records(data), tokenizer, tmp_path, **options)
     agree(ours, theirs, our, their)
 
 
