@@ -174,8 +174,8 @@ def kto_answers(
     ``w * (1 - sigmoid(beta * (r - z)))`` for a desirable answer, ``w * (1 - sigmoid(beta * (z - r)))`` for
     an undesirable one; ``log_ratios`` r is ``float [answers]``, ``desirable`` ``bool [answers]``.
     The reference point z is ``kl`` (``float []``, :func:`mismatched_kl`), no less than 0 and without
-    gradient.  Equation 8: the weights should be such that ``desirable_weight * desirable`` answers
-    stand to ``undesirable_weight * undesirable`` ones as 1 to 4/3.  Returns ``float [answers]``.
+    gradient.  Equation 8: each weight times the number of its answers, the desirable side should
+    have 1 to 4/3 times what the undesirable one has.  Returns ``float [answers]``.
     """
     reference_point = kl.detach().clamp(min=0)
     sign = torch.where(desirable, log_ratios.new_tensor(1.0), log_ratios.new_tensor(-1.0))
@@ -294,7 +294,7 @@ def _check_parameter(loss: str, key: str, value: float | bool) -> None:
             raise InputError(f"{key} of the preference loss {loss} must be true or false, not {value!r}")
         return
     low, high, inclusive = RANGES[key]
-    number = not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not (number and (low < value or (inclusive and low == value)) and value <= high):
         bound = f"{'at least' if inclusive else 'above'} {low:g}"
         bound += f" and at most {high:g}" if math.isfinite(high) else ""
@@ -340,15 +340,13 @@ def _log_odds(log_probability: Any) -> Any:
     """``log(P / (1 - P))`` of ``log P``.
 
     ``log(1 - exp(x))`` is taken the way that does not cancel on either side of ``-log 2`` (Maechler
-    2012, "Accurately computing log(1 - exp(-|a|))"); each way sees only arguments that it can
-    take, because the gradient of the one that is not chosen would be nan * 0.  A P of 1 has
-    infinite odds and is taken for the largest P below it.
+    2012, "Accurately computing log(1 - exp(-|a|))").  A P of 1 has infinite odds and is taken for
+    the next P below it, where both ways are finite: a nan in the one that is not chosen would
+    reach the gradient as nan * 0.
     """
-    half = -math.log(2)
     x = log_probability.clamp(max=-torch.finfo(log_probability.dtype).eps)
-    small = torch.log1p(-torch.exp(x.clamp(max=half)))
-    large = torch.log(-torch.expm1(x.clamp(min=half)))
-    return x - torch.where(x < half, small, large)
+    small, large = torch.log1p(-torch.exp(x)), torch.log(-torch.expm1(x))
+    return x - torch.where(x < -math.log(2), small, large)
 
 
 def _made(losses: Any, chosen_rewards: Any, rejected_rewards: Any) -> PreferenceLosses:
