@@ -110,7 +110,7 @@ def _check_parents(order: Order) -> None:
 def _job(order: Order, identity: str, held: Lease) -> dict[str, Any]:
     step, recipe = order.step, order.loaded.settings
     sections = dict.fromkeys(section.split(".")[0] for section in step.stage.sections)
-    settings = {section: asdict(getattr(recipe, section)) for section in sections}
+    settings = {section: asdict(getattr(recipe, section)) for section in (*sections, "launch")}
     for source in settings.get("curate", {}).get("sources", []):
         source["path"] = _absolute(source["path"])
     if "curate" in settings:

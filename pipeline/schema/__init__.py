@@ -48,9 +48,11 @@ from pipeline.schema.delivery import (
 )
 from pipeline.schema.training import (
     Align,
+    Launch,
     Lora,
     Model,
     Optimisation,
+    Parallel,
     Pretrain,
     Train,
 )
@@ -68,10 +70,12 @@ __all__ = [
     "Export",
     "Gate",
     "Language",
+    "Launch",
     "Lora",
     "Model",
     "NearDuplicates",
     "Optimisation",
+    "Parallel",
     "Pretrain",
     "Prompts",
     "Recipe",
@@ -138,4 +142,5 @@ class Recipe:
     gate: Gate = field(default_factory=Gate)
     export: Export = field(default_factory=Export)
     deploy: Deploy = field(default_factory=Deploy)
+    launch: Launch = field(default_factory=Launch)
     site: Site = field(default_factory=Site)

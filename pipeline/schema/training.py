@@ -6,6 +6,23 @@ from dataclasses import dataclass, field
 
 from pipeline.schema.declare import setting
 
+PREFERENCE_LOSSES = ("dpo", "ipo", "rpo_squared", "rpo_forward_kl", "rpo_backward_kl", "simpo", "orpo", "kto")
+PEFT_KINDS = ("none", "lora", "dora", "qlora")
+PEFT = (
+    "none: all weights; lora: adapters only; dora: with a learned magnitude; qlora: over 4-bit weights (CUDA)"
+)
+LENGTHS = ("drop", "cut-prompt", "error")
+TOO_LONG = "what becomes of an example longer than the context: left out, its prompt cut in front, or a stop"
+
+
+@dataclass
+class Launch:
+    """How many processes a training step runs as. Never bears identity."""
+
+    processes: int = setting(
+        0, "processes of a training step on this machine (0: one for each GPU, or one)", ge=0, identity=False
+    )
+
 
 @dataclass
 class Model:
@@ -39,6 +56,32 @@ class Lora:
 
 
 @dataclass
+class Parallel:
+    """How the work is spread over processes; never what is trained, but for rounding.
+
+    What ``tensor`` and ``context`` do not use of ``launch.processes`` is data-parallel.
+    """
+
+    strategy: str = setting(
+        "ddp",
+        "ddp: every process holds the whole model; fsdp2: weights, gradients and optimiser states are sharded",
+        choices=("ddp", "fsdp2"),
+        identity=False,
+    )
+    tensor: int = setting(1, "processes that share every layer (needs fsdp2)", ge=1, identity=False)
+    context: int = setting(1, "processes that share every sequence (needs fsdp2)", ge=1, identity=False)
+    sequence: bool = setting(
+        False, "shard norms and dropout along the sequence too (with tensor > 1)", identity=False
+    )
+    recompute: str = setting(
+        "none",
+        "activations computed again in the backward pass instead of kept",
+        choices=("none", "selective", "full"),
+        identity=False,
+    )
+
+
+@dataclass
 class Optimisation:
     """What pre-training, fine-tuning and alignment have in common."""
 
@@ -46,16 +89,45 @@ class Optimisation:
     global_batch_size: int = setting(32, "sequences (pairs, for preference losses) per optimiser step", ge=1)
     micro_batch_size: int = setting(32, "sequences per forward pass; divides the global batch", ge=1)
     lr: float = setting(1e-3, "peak learning rate", gt=0, le=1)
+    schedule: str = setting(
+        "cosine",
+        "decay of the learning rate after warm-up; wsd: constant, then linear over the last tenth",
+        choices=("cosine", "linear", "constant", "inverse-square-root", "wsd"),
+    )
     min_lr_share: float = setting(0.1, "final learning rate as a share of the peak", ge=0, le=1)
-    warmup_steps: int = setting(20, "steps of linear warm-up; cosine decay after", ge=0)
+    warmup_steps: int = setting(20, "steps of linear warm-up", ge=0)
     weight_decay: float = setting(0.01, "decoupled weight decay (AdamW)", ge=0)
     beta2: float = setting(0.95, "AdamW's second moment decay", gt=0, le=1)
     grad_clip: float = setting(1.0, "largest gradient norm", gt=0)
-    precision: str = setting("bf16", "bf16: autocast over fp32 weights; fp32: none", choices=("bf16", "fp32"))
+    precision: str = setting(
+        "bf16",
+        "bf16: autocast over fp32 weights; bf16-weights: weights, too, are held in bf16; fp32: no bf16 at all",
+        choices=("bf16", "bf16-weights", "fp32"),
+    )
+    packing: bool = setting(
+        False,
+        "lay the sequences of a micro batch end to end instead of padding them; each attends to itself only",
+        identity=False,
+    )
+    parallel: Parallel = field(default_factory=Parallel)
     seed: int = setting(1234, "of initialisation, data order and dropout", ge=0)
     checkpoint_every: int = setting(100, "steps between checkpoints", ge=1, identity=False)
     validate_every: int = setting(200, "steps between looks at the validation loss", ge=1, identity=False)
     validation_batches: int = setting(8, "batches of a look at the validation loss", ge=1)
+    keep_checkpoints: int = setting(
+        2, "checkpoints kept of a running step, the best besides", ge=1, identity=False
+    )
+    async_checkpoint: bool = setting(
+        False, "write checkpoints beside training instead of in between", identity=False
+    )
+    best_every: int = setting(
+        0,
+        "publish the weights of the lowest validation loss, looked at every so many steps; 0: the last",
+        ge=0,
+    )
+    save_precision: str = setting(
+        "fp32", "precision of the weights that are published", choices=("fp32", "bf16")
+    )
 
 
 @dataclass
@@ -67,18 +139,46 @@ class Pretrain(Optimisation):
 class Train(Optimisation):
     """Supervised fine-tuning on the instruction pairs (loss on the answer tokens only)."""
 
-    peft: str = setting("none", "none: all weights; lora: adapters only", choices=("none", "lora"))
+    answers: str = setting("last", "answers of a conversation that are learned", choices=("last", "all"))
+    too_long: str = setting("drop", TOO_LONG, choices=LENGTHS)
+    peft: str = setting("none", PEFT, choices=PEFT_KINDS)
     lora: Lora = field(default_factory=Lora)
 
 
 @dataclass
 class Align(Optimisation):
-    """Direct preference optimisation (Rafailov et al. 2023) on the preference pairs."""
+    """Preference optimisation on the preference pairs; the losses are in ``engines/automodel/preference_losses.py``."""
 
-    beta: float = setting(0.1, "strength of the pull to the reference policy", gt=0)
-    label_smoothing: float = setting(
-        0.0, "share of pairs assumed to be labelled wrong way round", ge=0, le=0.5
+    loss: str = setting("dpo", "the preference loss", choices=PREFERENCE_LOSSES)
+    beta: float = setting(
+        0.1,
+        "strength of the pull to the reference policy; simpo: scale of the reward (2 to 2.5 in its paper); "
+        "orpo: weight of the odds ratio; ipo: the target margin is 1 / (2 beta)",
+        gt=0,
     )
+    label_smoothing: float = setting(
+        0.0, "dpo: share of pairs assumed to be labelled wrong way round (cDPO)", ge=0, le=0.5
+    )
+    average: bool | None = setting(
+        None,
+        "log-ratios divided by the answer's tokens; unset: as the loss's authors do (ipo does, dpo and rpo not)",
+    )
+    gamma: float = setting(0.5, "simpo: target margin, in units of the reward", ge=0)
+    eta: float = setting(1.0, "rpo: scale of the ground-truth rewards", gt=0)
+    desirable_weight: float = setting(1.0, "kto: weight of the chosen answers", gt=0)
+    undesirable_weight: float = setting(1.0, "kto: weight of the rejected answers", gt=0)
     sft_weight: float = setting(0.0, "weight of an added loss on the chosen answers", ge=0)
-    peft: str = setting("none", "none: all weights; lora: adapters only", choices=("none", "lora"))
+    reference: str = setting(
+        "precomputed",
+        "log-probabilities of the reference: once, before the first step, or live in every one",
+        choices=("precomputed", "live"),
+        identity=False,
+    )
+    exact_kl: bool = setting(
+        True,
+        "keep a frozen copy of the model to measure the KL to it (with adapters none is needed)",
+        identity=False,
+    )
+    too_long: str = setting("drop", TOO_LONG, choices=LENGTHS)
+    peft: str = setting("none", PEFT, choices=PEFT_KINDS)
     lora: Lora = field(default_factory=Lora)

@@ -1,4 +1,4 @@
-"""Alignment: direct preference optimisation on the preference pairs."""
+"""Alignment: preference optimisation on the preference pairs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pipeline.stages.step import Step
 
 def run(step: Step) -> None:
     """Align the model below with the pairs; the reference is that model as it was."""
-    from pipeline.engines.automodel import examples, publish, session
-    from pipeline.engines.automodel.dpo import DpoRecipe
+    from pipeline.engines.automodel import session, tokenise
 
     settings, shape = step.section(Align), step.section(Model)
     step.phase("tokenise")
@@ -18,27 +17,34 @@ def run(step: Step) -> None:
     data = step.inputs["data"] / "preference"
     sets, kept, counts = {}, {}, {}
     for split in ("train", "validation"):
-        records = examples.read_records(data / f"{split}.jsonl")
-        sets[split], kept[split], counts[split] = examples.preference_examples(
-            tokenizer, records, shape.context
+        file = data / f"{split}.jsonl"
+        sets[split], kept[split], counts[split] = tokenise.preference_examples(
+            tokenizer,
+            tokenise.read_records(file),
+            shape.context,
+            too_long=settings.too_long,
+            where=f"curate's preference/{file.name}",
+            mismatched=settings.loss == "kto",
+            rewards=settings.loss.startswith("rpo"),
         )
     files = session.prepare(step, settings, sets["train"], sets["validation"], "align")
     parent = latest_model(step)
     start = model_folder(step, parent)
-    step.phase("load")
-    recipe = session.build(
-        DpoRecipe, step, settings, model=start, tokenizer=tokenizer_folder(step), files=files, group=2
+    step.phase("train")
+    work = session.Run(
+        "align",
+        "preference",
+        str(start),
+        str(tokenizer_folder(step)),
+        *files,
+        parent=parent,
+        group=sets["train"].group,
+        labels=tuple(record["kind"] for record in kept["validation"]),
     )
-    kinds = [record["kind"] for record in kept["validation"]]
-    recipe.prefer(step, settings, kinds, step.state / "reference.safetensors")
-    session.train(step, recipe)
-    figures = recipe.final_figures()
-    publish.publish_trained(
-        step, settings, recipe.model_parts[0], start=start, tokenizer=tokenizer, parent=parent
-    )
+    figures = session.run(step, work)
     held_out = figures["held_out"]
     step.finish(
         metrics={**figures, "data": counts, "parent": parent},
         headline=f"held-out preference accuracy {held_out['accuracy']:.3f}, reward margin {held_out['margin']:.2f}, "
-        f"KL {held_out['kl']:.3f} nats a token",
+        + (f"KL {held_out['kl']:.3f} nats a token" if "kl" in held_out else "KL not measured"),
     )

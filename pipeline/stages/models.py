@@ -10,7 +10,8 @@ Every stage that makes a model publishes ``model.json`` beside it:
 
 :func:`model_folder` gives the plain Hugging Face folder of either.  It merges adapters
 itself because the serving toolchain has no PEFT and the result must not depend on the
-toolchain that merges: ``W + (alpha / rank) * B @ A`` in fp32 (Hu et al. 2021, section 4.1).
+toolchain that merges: ``W + (alpha / rank) * B @ A`` in fp32 (Hu et al. 2021, section 4.1), and
+with DoRA each of its rows scaled to its learned magnitude (Liu et al. 2024, equation 5).
 """
 
 from __future__ import annotations
@@ -100,7 +101,11 @@ def merge_adapter(base: Path, adapter: Path, target: Path) -> None:
         down = deltas[key].to(torch.float32)
         up = deltas[key.replace(".lora_A.", ".lora_B.")].to(torch.float32)
         name = f"{layer}.weight"
-        weights[name] = weights[name].to(torch.float32) + scale * (up @ down)
+        merged = weights[name].to(torch.float32) + scale * (up @ down)
+        if config.get("use_dora"):
+            magnitude = deltas[key.replace(".lora_A.weight", ".lora_magnitude_vector")].to(torch.float32)
+            merged *= (magnitude.flatten() / merged.norm(dim=1))[:, None]
+        weights[name] = merged
     target.mkdir(parents=True)
     weights = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
     for file in base.iterdir():

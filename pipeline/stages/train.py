@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the instruction pairs: all weights, or LoRA adapters."""
+"""Supervised fine-tuning on the instruction pairs: all weights, or adapters."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pipeline.stages.step import Step
 
 def run(step: Step) -> None:
     """Fine-tune the model below; the loss is on the answer tokens only."""
-    from pipeline.engines.automodel import examples, publish, session
-    from pipeline.engines.automodel.recipe import NextTokenRecipe
+    from pipeline.engines.automodel import session, tokenise
 
     settings, shape = step.section(Train), step.section(Model)
     step.phase("tokenise")
@@ -18,21 +17,21 @@ def run(step: Step) -> None:
     data = step.inputs["data"] / "sft"
     sets, counts = {}, {}
     for split in ("train", "validation"):
-        records = examples.read_records(data / f"{split}.jsonl")
-        sets[split], counts[split] = examples.instruction_examples(tokenizer, records, shape.context)
+        file = data / f"{split}.jsonl"
+        sets[split], counts[split] = tokenise.instruction_examples(
+            tokenizer,
+            tokenise.read_records(file),
+            shape.context,
+            answers=settings.answers,
+            too_long=settings.too_long,
+            where=f"curate's sft/{file.name}",
+        )
     files = session.prepare(step, settings, sets["train"], sets["validation"], "train")
     parent = latest_model(step)
     start = model_folder(step, parent)
-    step.phase("load")
-    recipe = session.build(
-        NextTokenRecipe, step, settings, model=start, tokenizer=tokenizer_folder(step), files=files
-    )
     step.phase("train")
-    session.train(step, recipe)
-    figures = recipe.final_figures()
-    publish.publish_trained(
-        step, settings, recipe.model_parts[0], start=start, tokenizer=tokenizer, parent=parent
-    )
+    work = session.Run("train", "next-token", str(start), str(tokenizer_folder(step)), *files, parent=parent)
+    figures = session.run(step, work)
     step.finish(
         metrics={**figures, "data": counts, "parent": parent},
         headline=f"validation answer loss {figures['validation_loss']:.3f}",

@@ -103,7 +103,7 @@ def test_changed_code_is_advice_and_counts_under_strict(done: Light, monkeypatch
 
 def test_a_source_digest_covers_what_a_stage_imports_and_nothing_else() -> None:
     names = {stage.name: {file.name for file in provenance.source_files(stage.source)} for stage in STAGES}
-    assert {"dpo.py", "preference_losses.py", "recipe.py", "step.py", "seals.py"} <= names["align"]
+    assert {"preference.py", "preference_losses.py", "recipe.py", "step.py", "seals.py"} <= names["align"]
     assert not {"display.py", "chain.py", "cli.py", "triton.py"} & names["align"]
     assert "triton.py" in names["deploy"]
     assert "card.py" in names["export"]

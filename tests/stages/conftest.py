@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 from pipeline import schema  # noqa: E402
 from pipeline.stages.step import Step  # noqa: E402
 
-SECTIONS = ("curate", "model", "pretrain", "train", "align", "evaluate", "export", "deploy")
+SECTIONS = ("curate", "model", "pretrain", "train", "align", "evaluate", "export", "deploy", "launch")
 TINY = {
     "model": {
         "hidden_size": 32,

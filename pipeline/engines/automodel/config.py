@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.schema import Align, Lora, Optimisation, Train
+from pipeline.engines.automodel import packing
+from pipeline.schema import Lora, Optimisation, Parallel
 
 HERE = "pipeline.engines.automodel.examples"
+WSD_SHARE = 0.1  # of the steps, at the end (Hu et al. 2024, "MiniCPM", section 4)
+FLOATS = {"fp32": "float32", "bf16": "float32", "bf16-weights": "bfloat16"}  # how weights are held
 
 
 def recipe_config(
@@ -26,28 +29,30 @@ def recipe_config(
     Hugging Face folder to start from; AutoModel keeps its checkpoints under ``checkpoints``.
     """
     dataset = {"_target_": f"{HERE}.OrderedExamples", "group": group}
-    loader = {"collate_fn": f"{HERE}.collate", "shuffle": False, "num_workers": 0}
+    collate = "collate_packed" if settings.packing else "collate"
+    loader = {"collate_fn": f"{HERE}.{collate}", "shuffle": False, "num_workers": 0}
+    looks = settings.best_every or settings.validate_every
     config: dict[str, Any] = {
         "seed": settings.seed,
         "dist_env": {"backend": _backend(), "timeout_minutes": 10},
-        "distributed": {"strategy": "ddp"},
+        "distributed": _distributed(settings.parallel, settings.precision),
         "step_scheduler": {
             "global_batch_size": settings.global_batch_size,
             "local_batch_size": settings.micro_batch_size,
             "max_steps": settings.max_steps,
             "num_epochs": 1,
-            "ckpt_every_steps": settings.checkpoint_every,
+            "ckpt_every_steps": settings.best_every or settings.checkpoint_every,
             "save_checkpoint_every_epoch": False,
-            "validate_on_checkpoint": False,
-            "val_every_steps": settings.validate_every,
+            "validate_on_checkpoint": bool(settings.best_every),
+            "val_every_steps": looks,
         },
         "model": {
             "_target_": "nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained",
             "pretrained_model_name_or_path": str(model),
-            "torch_dtype": "float32",
+            "torch_dtype": FLOATS[settings.precision],
             "use_liger_kernel": False,
             "force_hf": True,
-            "attn_implementation": "sdpa",
+            "attn_implementation": packing.NAME if settings.packing else "sdpa",
         },
         "dataset": {
             **dataset,
@@ -69,14 +74,7 @@ def recipe_config(
             "weight_decay": settings.weight_decay,
             "fused": True,
         },
-        "lr_scheduler": {
-            "lr_decay_style": "cosine",
-            "lr_warmup_steps": settings.warmup_steps,
-            "lr_decay_steps": settings.max_steps,
-            "init_lr": 0.0,
-            "max_lr": settings.lr,
-            "min_lr": settings.lr * settings.min_lr_share,
-        },
+        "lr_scheduler": _schedule(settings),
         "loss_fn": {"_target_": "nemo_automodel.components.loss.masked_ce.MaskedCrossEntropy"},
         "clip_grad_norm": {"max_norm": settings.grad_clip},
         "checkpoint": {
@@ -84,21 +82,59 @@ def recipe_config(
             "checkpoint_dir": str(checkpoints),
             "model_save_format": "safetensors",
             "save_consolidated": False,
-            "max_recent_checkpoints": 2,
+            "max_recent_checkpoints": settings.keep_checkpoints,
+            "is_async": settings.async_checkpoint,
         },
     }
-    if isinstance(settings, Train | Align) and settings.peft == "lora":
-        config["peft"] = _peft(settings.lora)
+    peft = getattr(settings, "peft", "none")
+    if peft != "none":
+        config["peft"] = _peft(settings.lora, dora=peft == "dora")  # type: ignore[attr-defined]
+    if peft == "qlora":  # NF4 weights under the adapters (Dettmers et al. 2023); needs CUDA
+        config["quantization"] = {"load_in_4bit": True, "load_in_8bit": False}
     return config
 
 
-def _peft(lora: Lora) -> dict[str, Any]:
+def _distributed(parallel: Parallel, precision: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"strategy": parallel.strategy}
+    if parallel.recompute != "none":
+        found["activation_checkpointing"] = parallel.recompute
+    if parallel.strategy == "ddp":
+        return found
+    found |= {"tp_size": parallel.tensor, "cp_size": parallel.context, "sequence_parallel": parallel.sequence}
+    if precision == "fp32":
+        found["mp_policy"] = {
+            "_target_": "torch.distributed.fsdp.MixedPrecisionPolicy",
+            "param_dtype": "float32",
+            "reduce_dtype": "float32",
+            "cast_forward_inputs": False,
+        }
+    return found
+
+
+def _schedule(settings: Optimisation) -> dict[str, Any]:
+    style = {"wsd": "WSD"}.get(settings.schedule, settings.schedule)
+    found = {
+        "lr_decay_style": style,
+        "lr_warmup_steps": settings.warmup_steps,
+        "lr_decay_steps": settings.max_steps,
+        "init_lr": 0.0,
+        "max_lr": settings.lr,
+        "min_lr": settings.lr * settings.min_lr_share,
+    }
+    if style == "WSD":
+        steps = max(1, round(settings.max_steps * WSD_SHARE))
+        found |= {"lr_wsd_decay_style": "linear", "wsd_decay_steps": steps}
+    return found
+
+
+def _peft(lora: Lora, *, dora: bool) -> dict[str, Any]:
     return {
         "_target_": "nemo_automodel.components._peft.lora.PeftConfig",
         "target_modules": lora.targets,
         "dim": lora.rank,
         "alpha": lora.alpha,
         "dropout": lora.dropout,
+        "use_dora": dora,
         "use_triton": False,
         "use_memory_efficient_lora": False,
     }

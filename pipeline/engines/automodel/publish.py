@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.schema import Align, Lora, Model, Train
+from pipeline.schema import Model, Optimisation
 from pipeline.stages.step import Step, write_json
+
+if TYPE_CHECKING:
+    from pipeline.engines.automodel.session import Run
+
+SHARD_BYTES = 5 << 30
 
 
 def new_model(settings: Model, tokenizer: Any, seed: int, folder: Path) -> None:
@@ -43,32 +50,51 @@ def new_model(settings: Model, tokenizer: Any, seed: int, folder: Path) -> None:
     part.rename(folder)
 
 
-def publish_trained(
-    step: Step, settings: Train | Align, model: Any, *, start: Path, tokenizer: Any, parent: str
-) -> None:
-    """Publish what fine-tuning or alignment made of the ``parent`` stage's model."""
-    if settings.peft == "lora":
-        publish_adapter(step, model, settings.lora, parent)
+def publish(step: Step, settings: Optimisation, model: Any, work: Run) -> None:
+    """Publish what was trained: an adapter over the ``parent`` stage's model, or all weights.
+
+    Every process of a run calls this, for a sharded weight is put together by all of them;
+    process 0 writes.
+    """
+    if getattr(settings, "peft", "none") != "none":
+        _publish_adapter(step, settings, model, str(work.parent))
     else:
-        publish_full(step, model, start, tokenizer)
+        _publish_full(step, settings, model, Path(work.model), Path(work.tokenizer))
 
 
-def publish_full(step: Step, model: Any, start: Path, tokenizer: Any) -> None:
-    """Publish all weights (fp32 safetensors) with the configuration that training started from."""
-    from safetensors.torch import save_file
+def whole_weights(model: Any, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Any]]:
+    """Name and value of each weight that is wanted, one at a time, on the CPU.
 
-    folder = step.output / "model"
-    folder.mkdir(exist_ok=True)
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    weights = {
-        name: tensor.detach().to("cpu").contiguous()
-        for name, tensor in model.state_dict().items()
-        if not (tied and name == "lm_head.weight")
-    }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    Names are those of the plain Hugging Face model, whatever wraps it.  A weight that is
+    sharded over processes is gathered, so all of them must go through all of the weights.
+    """
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+    from torch.distributed.tensor import DTensor
+
+    for name, tensor in get_model_state_dict(model).items():
+        if wanted(name):
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            yield name, whole.detach().to("cpu").contiguous()
+
+
+def _publish_full(
+    step: Step, settings: Optimisation, model: Any, start: Path, tokenizer_folder: Path
+) -> None:
+    """All weights as safetensors, in shards where they are large, with the configuration trained from."""
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
     config = json.loads((start / "config.json").read_text(encoding="utf-8"))
-    # A base model's own precision must not make a reader round what was trained in fp32.
-    write_json(folder / "config.json", {**config, "dtype": "float32", "torch_dtype": "float32"})
+    tied = bool(config.get("tie_word_embeddings", False))
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[settings.save_precision]
+    folder = step.output / "model"
+    weights = whole_weights(model, lambda name: not (tied and name == "lm_head.weight"))
+    if not _write_shards(folder, ((name, tensor.to(kind)) for name, tensor in weights)):
+        return
+    # The base model's own precision must not make a reader round what was trained.
+    name = str(kind).removeprefix("torch.")
+    write_json(folder / "config.json", {**config, "dtype": name, "torch_dtype": name})
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
     ends = [tokenizer.eos_token_id]
     if tokenizer.bos_token_id is not None:
         ends.append(tokenizer.bos_token_id)
@@ -77,25 +103,70 @@ def publish_full(step: Step, model: Any, start: Path, tokenizer: Any) -> None:
     write_json(step.output / "model.json", {"kind": "full", "path": "model"})
 
 
-def publish_adapter(step: Step, model: Any, lora: Lora, parent: str) -> None:
-    """Publish the adapter's weights in PEFT's layout; ``parent`` is the stage below it."""
+def _write_shards(folder: Path, weights: Iterator[tuple[str, Any]]) -> bool:
+    """``model.safetensors``, or shards of ``SHARD_BYTES`` and their index; whether this process wrote."""
     from safetensors.torch import save_file
 
+    writes = os.environ["RANK"] == "0"
+    shards: list[list[str]] = []
+    shard: dict[str, Any] = {}
+    held = total = 0
+
+    def close() -> None:
+        save_file(shard, folder / f"part-{len(shards):05d}.safetensors", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+
+    if writes:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    for name, tensor in weights:  # to the end in every process: gathering takes all of them
+        if not writes:
+            continue
+        size = tensor.numel() * tensor.element_size()
+        if shard and held + size > SHARD_BYTES:
+            close()
+            held = 0
+        shard[name] = tensor
+        held, total = held + size, total + size
+    if not writes:
+        return False
+    close()
+    if len(shards) == 1:
+        (folder / "part-00000.safetensors").rename(folder / "model.safetensors")
+        return True
+    places: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (folder / f"part-{number:05d}.safetensors").rename(folder / file)
+        places |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    write_json(folder / "model.safetensors.index.json", index)
+    return True
+
+
+def _publish_adapter(step: Step, settings: Any, model: Any, parent: str) -> None:
+    """The adapter's weights in PEFT's layout; ``parent`` is the stage below it."""
+    from safetensors.torch import save_file
+
+    parts = (".lora_A.", ".lora_B.", ".lora_magnitude")
+    weights = {
+        f"base_model.model.{name.replace('.lora_magnitude', '.lora_magnitude_vector')}": tensor.float()
+        for name, tensor in whole_weights(model, lambda name: any(part in name for part in parts))
+    }
+    if os.environ["RANK"] != "0":
+        return
     folder = step.output / "adapter"
     folder.mkdir(exist_ok=True)
-    weights = {
-        f"base_model.model.{name}": tensor.detach().to("cpu").contiguous()
-        for name, tensor in model.state_dict().items()
-        if ".lora_" in name
-    }
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     targets = sorted({name.rsplit(".lora_", 1)[0].rsplit(".", 1)[-1] for name in weights})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
+        "r": settings.lora.rank,
+        "lora_alpha": settings.lora.alpha,
+        "lora_dropout": settings.lora.dropout,
+        "use_dora": settings.peft == "dora",
         "target_modules": targets,
         "bias": "none",
         "base_model_name_or_path": parent,

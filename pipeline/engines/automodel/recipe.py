@@ -1,41 +1,50 @@
 """Next-token training on AutoModel's recipe class.
 
 Set-up, optimiser, schedule, accumulation, clipping, data-parallel averaging, checkpoints
-and resume are AutoModel's.  Ours are the forward pass (autocast on any device, logits
-only where there is a label) and the reports to the step.
+and resume are AutoModel's.  Ours are the forward pass (autocast on any device, sequences
+kept apart when packed, logits only where there is a label), the look at the validation
+data, and the reports to the step.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from nemo_automodel.components.distributed.utils import get_sync_ctx
+from nemo_automodel.components.loggers.metric_logger import MetricsSample
 from nemo_automodel.recipes.llm.train_ft import TrainFinetuneRecipeForNextTokenPrediction
 from torch.nn import functional
 
 from pipeline.engines.automodel.examples import IGNORED
 from pipeline.engines.automodel.linear_loss import linear_cross_entropy
+from pipeline.schema import Optimisation
 from pipeline.stages.step import Step
 
+if TYPE_CHECKING:
+    from pipeline.engines.automodel.session import Run
+
 METRIC_EVERY = 10  # optimiser steps
+FORWARD = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
     """Pre-training and supervised fine-tuning.
 
-    ``report_to`` gives the recipe the running step and the precision; call it before
-    ``setup()``.
+    ``report_to`` gives the recipe the running step, its settings and what it is to train;
+    call it before ``setup()``.
     """
 
     loss_name = "loss"
 
-    def report_to(self, step: Step, precision: str) -> None:
+    def report_to(self, step: Step, settings: Optimisation, work: Run) -> None:
         """Where progress goes, and whether the forward pass is autocast to bf16."""
         self._reporter = step
-        self._bf16 = precision == "bf16"
+        self._bf16 = settings.precision == "bf16"
         self._seen: dict[str, Any] = {"tokens": 0, "last_loss": None}
         self._began = time.monotonic()
 
@@ -51,6 +60,12 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         context: AbstractContextManager[Any] = torch.autocast(self.compute_device.type, dtype=torch.bfloat16)
         return context
 
+    def forward_arguments(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the model's forward pass is given of a batch, on its device."""
+        given = {name: batch[name] for name in ("input_ids", *FORWARD) if name in batch}
+        moved = {n: v.to(self.compute_device) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
+        return {**moved, "use_cache": False}
+
     def labelled_hidden(self, batch: dict[str, Any], model: Any) -> tuple[Any, Any]:
         """Last hidden states ``[labels, width]`` and labels ``[labels]`` of the labelled positions.
 
@@ -60,16 +75,15 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         labels = batch["labels"].to(self.compute_device)
         wanted = labels != IGNORED
         with self.autocast():
-            inputs = batch["input_ids"].to(self.compute_device)
-            hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
+            hidden = model.model(**self.forward_arguments(batch)).last_hidden_state
         return hidden[wanted], labels[wanted]
 
     def labelled_logits(self, batch: dict[str, Any], model: Any = None) -> tuple[Any, Any]:
         """Logits ``[labels, vocabulary]`` and labels ``[labels]`` of the labelled positions.
 
-        Under data parallelism the whole model is called, as its wrapper requires, and the
-        positions are chosen afterwards (not executed here: one process only).  ``model`` is
-        the policy unless another is given.
+        In several processes the whole model is called, as its wrapper requires; of a packed
+        row it then makes the logits of the labelled positions only.  ``model`` is the policy
+        unless another is given.
         """
         model = model if model is not None else self.model_parts[0]
         if self.dist_env.world_size == 1:
@@ -78,13 +92,16 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
                 return model.lm_head(hidden), labels
         labels = batch["labels"].to(self.compute_device)
         wanted = labels != IGNORED
+        arguments = self.forward_arguments(batch)
+        if len(labels) == 1:
+            arguments["logits_to_keep"] = wanted[0].nonzero()[:, 0]
         with self.autocast():
-            inputs = batch["input_ids"].to(self.compute_device)
-            return model(input_ids=inputs, use_cache=False).logits[wanted], labels[wanted]
+            logits = model(**arguments).logits
+        return logits[0] if len(labels) == 1 else logits[wanted], labels[wanted]
 
     def summed_loss(self, batch: dict[str, Any]) -> Any:
         """Cross-entropy summed over the labelled positions, in nats."""
-        head = self.model_parts[0].lm_head
+        head: Any = getattr(self.model_parts[0], "lm_head", None)  # DDP's wrapper has none
         if self.dist_env.world_size == 1 and type(head) is torch.nn.Linear and head.bias is None:
             hidden, labels = self.labelled_hidden(batch, self.model_parts[0])
             if self._bf16:
@@ -92,6 +109,14 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
             return linear_cross_entropy(hidden, head.weight, labels)
         logits, labels = self.labelled_logits(batch)
         return functional.cross_entropy(logits.float(), labels, reduction="sum")
+
+    def synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients travel between processes after the last micro batch of a step only."""
+        deferred = getattr(self.distributed_config, "defer_fsdp_grad_sync", True)
+        context: AbstractContextManager[Any] = get_sync_ctx(
+            self.model_parts[0], last, defer_fsdp_grad_sync=deferred
+        )
+        return context
 
     def _forward_backward_step(
         self,
@@ -103,12 +128,48 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         num_batches: int,
         is_train: bool = True,
     ) -> None:
-        loss = self.summed_loss(batch)
-        if num_label_tokens is not None:
-            loss = loss / num_label_tokens
-        loss_buffer.append(loss.detach().clone())
-        if is_train:
+        if self._get_cp_group_size() > 1:  # AutoModel shares a sequence out itself (not executed here)
+            given = {"input_ids": batch["input_ids"], "labels": batch["labels"]}
+            super()._forward_backward_step(
+                idx,
+                given,
+                loss_buffer=loss_buffer,
+                num_label_tokens=num_label_tokens,
+                num_batches=num_batches,
+                is_train=is_train,
+            )
+            return
+        with self.synchronised(idx == num_batches - 1):
+            loss = self.summed_loss(batch) / num_label_tokens
+            loss_buffer.append(loss.detach().clone())
             (loss * self._get_dp_group_size(include_cp=True)).backward()
+
+    def validation_batches(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """This process's batches of the validation data, and how many items of each count.
+
+        Every process gets as many batches, since a sharded model runs in step; where the
+        data do not divide, the last are filled up with what does not count.
+        """
+        loader = next(iter(self.val_dataloaders.values()))
+        dataset, collate, size = loader.dataset, loader.collate_fn, loader.batch_size
+        ranks, rank = self._get_dp_group_size(), self._get_dp_rank()
+        for start in range(0, len(dataset), size * ranks):
+            places = range(start + rank * size, min(start + (rank + 1) * size, len(dataset)))
+            filled = list(places) or [0]
+            yield collate([dataset[place] for place in filled]), len(places)
+
+    @torch.no_grad()
+    def _run_validation_epoch(self, val_dataloader: Any) -> Any:
+        for part in self.model_parts:
+            part.eval()
+        sums = torch.zeros(2, dtype=torch.float64)  # nats, labels
+        for batch, counting in self.validation_batches():
+            loss = self.summed_loss(batch)
+            if counting:
+                sums += torch.tensor([float(loss), float((batch["labels"] != IGNORED).sum())])
+        total, labels = self._dp_allreduce(sums).tolist()
+        metrics = {"val_loss": total / max(labels, 1), "num_label_tokens": int(labels)}
+        return MetricsSample(step=self.step_scheduler.step, epoch=self.step_scheduler.epoch, metrics=metrics)
 
     def load_checkpoint(self, restore_from: str | None = None) -> None:
         """Go on from the latest checkpoint, asked for by name.
@@ -126,6 +187,10 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         if self.dist_env.is_main and latest.exists():
             self._reporter.seal(latest.resolve())
 
+    def take_best(self) -> None:
+        """The weights of the lowest validation loss that was seen, in place of the last."""
+        super().load_checkpoint("LOWEST_VAL")
+
     def _make_progress_bar(self, total: int | None = None, initial: int = 0) -> None:
         return None
 
@@ -142,7 +207,11 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         self._reporter.progress(done, self.step_scheduler.max_steps, "steps", note)
         if done % METRIC_EVERY == 0 or done == self.step_scheduler.max_steps:
             figures = {"loss": metrics["loss"], "lr": metrics["lr"], "grad_norm": float(metrics["grad_norm"])}
-            self._reporter.metric(done, **figures)
+            self._reporter.metric(done, **figures, **self.extra_metrics(metrics))
+
+    def extra_metrics(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """Further figures of an optimiser step that are worth reporting."""
+        return {}
 
     def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
         """Pass a look at the validation loss to the step's events."""
@@ -155,10 +224,12 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         Tokens are counted from the fixed order of examples, so they are the same after a
         resume; ``train_loss`` is None when nothing but the end was left to do.
         """
-        final = self._run_validation_epoch(next(iter(self.val_dataloaders.values())))
+        final = self._final = self._run_validation_epoch(next(iter(self.val_dataloaders.values())))
         seconds = time.monotonic() - self._began
         inputs, labels = self.dataloader.dataset.token_counts()
         return {
+            "parameters": sum(parameter.numel() for parameter in self.model_parts[0].parameters()),
+            "processes": self.dist_env.world_size,
             "steps": int(self.step_scheduler.max_steps),
             "train_loss": self._seen["last_loss"],
             "validation_loss": final.metrics["val_loss"],

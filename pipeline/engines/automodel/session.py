@@ -1,24 +1,61 @@
-"""One training stage from settings to a published model."""
+"""One training stage from settings to a published model, in one process or several.
+
+The stage prepares: examples on disk, a :class:`Run` that says what to train.  :func:`run`
+trains it, in this process, or in ``launch.processes`` of them under torchrun's agent
+(:mod:`pipeline.engines.automodel.rank`), which share nothing but files and the process group.
+Each process builds the same recipe; process 0 reports, and publishes.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import schema
+from pipeline.engines.automodel import packing, publish
 from pipeline.engines.automodel.config import recipe_config
 from pipeline.engines.automodel.cpu import make_cuda_calls_harmless
 from pipeline.engines.automodel.examples import Examples, run_order, spread
 from pipeline.schema import Optimisation
-from pipeline.stages.step import InputError, Step
+from pipeline.stages.step import InputError, Step, write_json
 
 INTERRUPTED = 75  # exit status of a run that stopped on SIGTERM after writing a checkpoint
+KINDS = {"next-token": "recipe.NextTokenRecipe", "preference": "preference.PreferenceRecipe"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to train, on files that every process can read.
+
+    ``section`` names the settings (``train``), ``kind`` the recipe class (:data:`KINDS`),
+    ``model`` the folder to start from, ``parent`` the stage that made it (an adapter is published over it);
+    ``group`` sequences of the examples belong together, ``labels`` are of the validation groups.
+    """
+
+    section: str
+    kind: str
+    model: str
+    tokenizer: str
+    train: str
+    validation: str
+    parent: str | None = None
+    group: int = 1
+    labels: tuple[str, ...] = ()
+
+    def settings(self, step: Step) -> Optimisation:
+        """The settings of this run's section."""
+        sections = {"pretrain": schema.Pretrain, "train": schema.Train, "align": schema.Align}
+        found: Optimisation = step.section(sections[self.section])
+        return found
 
 
 def prepare(
     step: Step, settings: Optimisation, train: Examples, validation: Examples, section: str
-) -> tuple[Path, Path]:
+) -> tuple[str, str]:
     """Store the examples of a run in their order; returns the training and validation files.
 
     Raises :class:`InputError` when there is nothing to train on.
@@ -34,66 +71,118 @@ def prepare(
     train.save(train_file, run_order(train, settings.max_steps, batch, settings.seed))
     wanted = settings.validation_batches * settings.micro_batch_size
     validation.save(validation_file, spread(len(validation), wanted))
-    return train_file, validation_file
+    return str(train_file), str(validation_file)
 
 
-def train(step: Step, recipe: Any) -> Any:
-    """Run AutoModel's recipe to its end and return it; resumes from its own checkpoints.
+def process_count(step: Step) -> int:
+    """Processes that a training step of this job runs as."""
+    import torch
+
+    asked = int(step.settings["launch"]["processes"])
+    return asked or max(1, torch.cuda.device_count())
+
+
+def run(step: Step, work: Run) -> dict[str, Any]:
+    """Train, publish and return the figures; goes on from what an interrupted run left.
 
     On SIGTERM the recipe writes a checkpoint and the process ends with ``INTERRUPTED``.
+    Raises :class:`InputError` where the settings do not fit the number of processes.
     """
+    count = process_count(step)
+    check_layout(work.settings(step), work.section, count)
+    if count == 1:
+        os.environ.update(_alone())
+        return train(step, work)
+    from pipeline.engines.automodel import rank
+
+    return rank.launch(step, work, count)
+
+
+def check_layout(settings: Optimisation, section: str, count: int) -> None:
+    """Raise :class:`InputError` unless so many processes can share the work as the settings say."""
+    shape = settings.parallel
+    shared = shape.tensor * shape.context
+    if count % shared:
+        raise InputError(
+            f"{section}.parallel: tensor {shape.tensor} x context {shape.context} needs a multiple of {shared} processes; "
+            f"there are {count} (launch.processes)"
+        )
+    ranks = count // shared
+    if settings.global_batch_size % (settings.micro_batch_size * ranks):
+        fitting = settings.global_batch_size / ranks
+        hint = f"at most {fitting:.0f}, and a divisor of it" if fitting >= 1 else "fewer processes"
+        raise InputError(
+            f"{section}.global_batch_size = {settings.global_batch_size} is not {ranks} data-parallel processes x a whole "
+            f"number of {section}.micro_batch_size = {settings.micro_batch_size}; set the micro batch to {hint}"
+        )
+
+
+def train(step: Step, work: Run) -> dict[str, Any]:
+    """This process's part of a run; every process of the group calls it."""
+    recipe = build(step, work)
     recipe.setup()
     if recipe.step_scheduler.step < recipe.step_scheduler.max_steps:
         recipe.run_train_validation_loop()
     if recipe.step_scheduler.step < recipe.step_scheduler.max_steps:
-        step.message("stopped after writing a checkpoint")
+        if recipe.dist_env.is_main:
+            step.message("stopped after writing a checkpoint")
         raise SystemExit(INTERRUPTED)
-    return recipe
+    settings = work.settings(step)
+    if settings.best_every:
+        recipe.take_best()
+    figures: dict[str, Any] = recipe.final_figures()
+    publish.publish(step, settings, recipe.model_parts[0], work)
+    return figures
 
 
-def build(
-    recipe_class: Any,
-    step: Step,
-    settings: Optimisation,
-    *,
-    model: Path,
-    tokenizer: Path,
-    files: tuple[Path, Path],
-    group: int = 1,
-) -> Any:
-    """An AutoModel recipe over the given model and examples, not yet set up."""
+def build(step: Step, work: Run) -> Any:
+    """The AutoModel recipe of a run, not yet set up."""
+    import importlib
+
     import torch
     from nemo_automodel.components.config.loader import ConfigNode
 
     make_cuda_calls_harmless()
-    _single_process_rendezvous()
-    torch.set_num_threads(step.threads)
+    packing.register()
+    torch.set_num_threads(max(1, step.threads // int(os.environ["LOCAL_WORLD_SIZE"])))
+    settings = work.settings(step)
     config = recipe_config(
         settings,
-        model=model,
-        tokenizer=tokenizer,
-        train=files[0],
-        validation=files[1],
+        model=Path(work.model),
+        tokenizer=Path(work.tokenizer),
+        train=Path(work.train),
+        validation=Path(work.validation),
         checkpoints=step.state / "checkpoints",
-        group=group,
+        group=work.group,
     )
+    module, name = KINDS[work.kind].split(".")
+    recipe_class = getattr(importlib.import_module(f"pipeline.engines.automodel.{module}"), name)
     recipe = recipe_class(ConfigNode(config))
-    recipe.report_to(step, settings.precision)
+    recipe.report_to(step, settings, work)
     return recipe
 
 
-def _single_process_rendezvous() -> None:
+def _alone() -> dict[str, str]:
     """What torchrun would have set, for a single process on loopback."""
-    if "RANK" in os.environ:
-        return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ.update(
-        RANK="0",
-        LOCAL_RANK="0",
-        WORLD_SIZE="1",
-        LOCAL_WORLD_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+
+
+def write_run(path: Path, work: Run) -> None:
+    """Leave a run for other processes to read."""
+    write_json(path, asdict(work))
+
+
+def read_run(path: Path) -> Run:
+    """What :func:`write_run` left."""
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    return Run(**{**plain, "labels": tuple(plain["labels"])})

@@ -1,7 +1,7 @@
 """Pre-training data as tokenised Megatron files, shard by shard, through Curator's writer.
 
 Documents end with the token that separates documents in pre-training here
-(:func:`pipeline.engines.automodel.examples.document_examples`), not with the end of a turn.
+(:func:`pipeline.engines.automodel.tokenise.document_examples`), not with the end of a turn.
 """
 
 from __future__ import annotations

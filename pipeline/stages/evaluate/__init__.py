@@ -84,7 +84,7 @@ def _context(step: Step, name: str) -> int:
 
 
 def _ngrams(step: Step, tokenizer: Any, context: int) -> tuple[Any, Any]:
-    from pipeline.engines.automodel.examples import document_examples
+    from pipeline.engines.automodel.tokenise import document_examples
     from pipeline.stages.evaluate.ngram import Bigram, Unigram
 
     texts = [record["text"] for record in documents(step.inputs["data"], "train")]

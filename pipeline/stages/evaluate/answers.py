@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.engines.automodel.examples import prompt_ids
+from pipeline.engines.automodel.tokenise import prompt_ids
 from pipeline.stages.evaluate.scoring import Progress
 
 

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.engines.automodel.examples import (
-    Examples,
+from pipeline.engines.automodel.examples import Examples, spread
+from pipeline.engines.automodel.tokenise import (
     document_examples,
     instruction_examples,
     preference_examples,
     read_records,
-    spread,
 )
 from pipeline.schema import Evaluate
 from pipeline.stages.data_sets import documents

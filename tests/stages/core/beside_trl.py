@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.engines.automodel.examples import IGNORED, Examples, OrderedExamples, answer_example, collate
+from pipeline.engines.automodel.examples import IGNORED, Examples, OrderedExamples, collate
 from pipeline.engines.automodel.preference_losses import (
     PreferenceBatch,
     mismatched_kl,
@@ -23,6 +23,7 @@ from pipeline.engines.automodel.preference_losses import (
     sequence_log_probabilities,
 )
 from pipeline.engines.automodel.recipe import NextTokenRecipe
+from pipeline.engines.automodel.tokenise import answer_example
 
 VOCABULARY, END, PADDING = 300, 0, 1
 STEPS, PAIRS = 5, 4  # optimiser steps; pairs (or answers, where there are none) of a step

@@ -13,7 +13,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline.engines.automodel.examples import Examples, instruction_examples, prompt_ids
+from pipeline.engines.automodel.examples import Examples
+from pipeline.engines.automodel.tokenise import instruction_examples, prompt_ids
 from pipeline.stages.evaluate.answers import greedy_answers
 from pipeline.stages.evaluate.held_out import swap_questions
 from pipeline.stages.evaluate.intervals import mean_interval, ratio_interval

@@ -14,7 +14,7 @@ from conftest import events, load_step, start, write_job
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from pipeline.engines.automodel import examples
+from pipeline.engines.automodel import examples, tokenise
 from pipeline.engines.automodel.linear_loss import linear_cross_entropy
 from pipeline.stages.models import merge_adapter
 
@@ -49,20 +49,20 @@ def test_linear_cross_entropy_equals_the_plain_one() -> None:
 
 def test_loss_is_on_the_answer_and_its_end_only(tokenizer) -> None:
     record = {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]}
-    made, counts = examples.instruction_examples(tokenizer, [record], 256)
+    made, counts = tokenise.instruction_examples(tokenizer, [record], 256)
     labels = [label for label in made.labels.tolist() if label != examples.IGNORED]
     assert tokenizer.decode(labels) == "Because.<|im_end|>"
     whole = made.inputs.tolist() + made.labels.tolist()[-1:]
     template = tokenizer.apply_chat_template(record["messages"], tokenize=False)
     assert tokenizer.decode(whole) == template.removesuffix("\n")
-    assert counts == {"examples": 1, "too_long": 0}
-    _, counts = examples.instruction_examples(tokenizer, [record], 5)
-    assert counts == {"examples": 0, "too_long": 1}
+    assert counts == {"examples": 1, "too_long": 0, "cut_prompts": 0}
+    _, counts = tokenise.instruction_examples(tokenizer, [record], 5)
+    assert counts == {"examples": 0, "too_long": 1, "cut_prompts": 0}
 
 
 def test_documents_longer_than_the_context_lose_nothing(tokenizer) -> None:
     text = "Return the number of nodes in the graph. " * 20
-    made, counts = examples.document_examples(tokenizer, [text], 32)
+    made, counts = tokenise.document_examples(tokenizer, [text], 32)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert made.labels.tolist() == [*ids, tokenizer.bos_token_id]
     assert counts["further_windows"] == len(made) - 1 > 1
