@@ -113,7 +113,7 @@ class Optimisation:
     seed: int = setting(1234, "of initialisation, data order and dropout", ge=0)
     checkpoint_every: int = setting(100, "steps between checkpoints", ge=1, identity=False)
     validate_every: int = setting(200, "steps between looks at the validation loss", ge=1, identity=False)
-    validation_batches: int = setting(8, "batches of a look at the validation loss", ge=1)
+    validation_batches: int = setting(8, "global batches of a look at the validation loss", ge=1)
     keep_checkpoints: int = setting(
         2, "checkpoints kept of a running step, the best besides", ge=1, identity=False
     )

@@ -123,6 +123,13 @@ def curated(tmp_path_factory: pytest.TempPathFactory, run_stage: Callable[..., P
     return work / "output"
 
 
+@pytest.fixture(scope="session")
+def pretrained(
+    tmp_path_factory: pytest.TempPathFactory, curated: Path, run_stage: Callable[..., Path]
+) -> Path:
+    return run_stage("pretrain", tmp_path_factory.mktemp("pretrain"), {"data": curated}) / "output"
+
+
 def load_step(job: Path) -> Step:
     """The step of a job file, for calling a stage's parts in this process."""
     return Step.load(job)

@@ -69,7 +69,7 @@ def prepare(
     train_file, validation_file = step.state / "train.safetensors", step.state / "validation.safetensors"
     batch = settings.global_batch_size
     train.save(train_file, run_order(train, settings.max_steps, batch, settings.seed))
-    wanted = settings.validation_batches * settings.micro_batch_size
+    wanted = settings.validation_batches * settings.global_batch_size
     validation.save(validation_file, spread(len(validation), wanted))
     return str(train_file), str(validation_file)
 

@@ -19,13 +19,6 @@ from pipeline.engines.automodel.linear_loss import linear_cross_entropy
 from pipeline.stages.models import merge_adapter
 
 
-@pytest.fixture(scope="session")
-def pretrained(
-    tmp_path_factory: pytest.TempPathFactory, curated: Path, run_stage: Callable[..., Path]
-) -> Path:
-    return run_stage("pretrain", tmp_path_factory.mktemp("pretrain"), {"data": curated}) / "output"
-
-
 @pytest.fixture
 def tokenizer(curated: Path):
     from transformers import PreTrainedTokenizerFast
