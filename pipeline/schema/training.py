@@ -118,7 +118,7 @@ class Optimisation:
         2, "checkpoints kept of a running step, the best besides", ge=1, identity=False
     )
     async_checkpoint: bool = setting(
-        False, "write checkpoints beside training instead of in between", identity=False
+        False, "write checkpoints beside training instead of in between (CUDA)", identity=False
     )
     best_every: int = setting(
         0,

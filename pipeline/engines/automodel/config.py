@@ -83,7 +83,7 @@ def recipe_config(
             "model_save_format": "safetensors",
             "save_consolidated": False,
             "max_recent_checkpoints": settings.keep_checkpoints,
-            "is_async": settings.async_checkpoint,
+            "is_async": settings.async_checkpoint and _cuda(),  # the engine stages through pinned memory
         },
     }
     peft = getattr(settings, "peft", "none")
@@ -141,6 +141,10 @@ def _peft(lora: Lora, *, dora: bool) -> dict[str, Any]:
 
 
 def _backend() -> str:
+    return "nccl" if _cuda() else "gloo"
+
+
+def _cuda() -> bool:
     import torch
 
-    return "nccl" if torch.cuda.is_available() else "gloo"
+    return torch.cuda.is_available()

@@ -88,7 +88,11 @@ def run(step: Step, work: Run) -> dict[str, Any]:
     On SIGTERM the recipe writes a checkpoint and the process ends with ``INTERRUPTED``.
     Raises :class:`InputError` where the settings do not fit the number of processes.
     """
+    import torch
+
     count = process_count(step)
+    if work.settings(step).async_checkpoint and not torch.cuda.is_available():
+        step.warning(f"{work.section}.async_checkpoint needs CUDA: checkpoints are written in between")
     check_layout(work.settings(step), work.section, count)
     if count == 1:
         os.environ.update(_alone())

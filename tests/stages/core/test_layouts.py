@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from conftest import events, start, write_job
 from safetensors.torch import load_file
 
 from pipeline import schema
+from pipeline.stages.seals import keep_sound, read_seals
 
 STEPS = {
     "max_steps": 4,
@@ -109,3 +113,62 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(
     assert process.returncode == 2
     said = events(tmp_path / "w", "error")[0]["text"]
     assert "set the micro batch to at most 4" in said
+
+
+KILLED: dict[str, tuple[str, dict[str, Any]]] = {
+    "SFT": ("train", {}),
+    "LoRA": ("train", {"peft": "lora"}),
+    "SFT, 2 x ddp": ("train", {"processes": 2, "micro_batch_size": 4}),
+    "LoRA, 2 x fsdp2": (
+        "train",
+        {
+            "processes": 2,
+            "micro_batch_size": 4,
+            "peft": "lora",
+            "parallel": schema.Parallel(strategy="fsdp2"),
+        },
+    ),
+    "DPO": ("align", {}),
+    "DPO, 2 x fsdp2": (
+        "align",
+        {"processes": 2, "micro_batch_size": 4, "parallel": schema.Parallel(strategy="fsdp2")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KILLED)
+def test_killed_on_the_way_it_ends_with_the_same_bytes(
+    tmp_path: Path, run_stage: Callable[..., Path], curated: Path, pretrained: Path, name: str
+) -> None:
+    stage, change = KILLED[name]
+    base = {"train": TRAIN, "align": ALIGN}[stage]
+    settings = layout(stage, {**base, "max_steps": 40, "checkpoint_every": 2, "precision": "bf16"}, change)
+    inputs = {"data": curated, "pretrain": pretrained}
+    whole = run_stage(stage, tmp_path / "whole", inputs, **settings)
+    work = tmp_path / "killed"
+    job = write_job(stage, work, inputs, **settings)
+    process = start(job)
+    while len(checkpoints(work)) < 2 and process.poll() is None:
+        time.sleep(0.02)
+    helpers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate(timeout=30)
+    _, alive = psutil.wait_procs(helpers, timeout=20)
+    assert not alive  # nobody goes on training
+    assert not (work / "result.json").exists()
+    keep_sound(work, lambda path, reason: pytest.fail(reason))  # as the controller does
+    done = int(max(checkpoints(work)).rsplit("_", 1)[1])
+    process = start(job)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    found = re.search(r"Loading checkpoint from \S+_step_(\d+)", output)
+    assert found is not None and int(found[1]) >= done, output
+    for file in sorted((whole / "output").rglob("*.safetensors")):
+        assert (work / "output" / file.relative_to(whole / "output")).read_bytes() == file.read_bytes()
+
+
+def checkpoints(work: Path) -> list[str]:
+    """The sealed checkpoints of a run."""
+    if not work.exists():
+        return []
+    return sorted(name for name in read_seals(work) if "checkpoints/" in name)
