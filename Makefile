@@ -4,6 +4,7 @@
 #   make train RECIPE=llama-tiny SET="train.peft=lora"
 #   make plan | status | report | verify        RECIPE=...   what would run; what is; one HTML page; rot
 #   make explain KEY=train.lr   make diff A=... B=...   make trace TARGET=127.0.0.1:8000   make gc
+#   make run SITE=slurm OPTIONS=--dry-run       the jobs that a cluster would get, word for word
 #   make test                                  lint, unit tests, faults, stage tests, one end-to-end run
 #
 # The environments are made from configs/toolchains/*.lock on first use, and never again
@@ -24,27 +25,30 @@ STAMP  := .lock-digest
 CONTROLLER := $(VENVS)/controller/$(STAMP)
 CORE       := $(VENVS)/core/$(STAMP)
 SERVING    := $(VENVS)/serving/$(STAMP)
+LAUNCH     := $(VENVS)/launch/$(STAMP)
+# A site whose steps are jobs of a cluster needs NeMo-Run here.
+AT_SITE    := $(if $(filter-out local ray,$(SITE)),$(LAUNCH))
 DEV        := $(VENVS)/dev/$(STAMP)
 BENCH      := $(VENVS)/bench/$(STAMP)
 BARE        = $(VENVS)/controller/bin/python -m pipeline $(1) $(OPTIONS)
 LIFECYCLE   = $(BARE) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
-VERBS  := plan status explain report verify chat stop
+VERBS  := plan status explain report verify chat stop cancel
 
 .PHONY: help run $(STAGES) $(VERBS) diff trace gc env clean-env test lint test-unit test-faults-short \
-	test-faults test-stages test-e2e test-full bench-controller bench-curation locks
+	test-faults test-stages test-launch test-e2e test-full slurm bench-controller bench-curation locks
 
 help:
-	@sed -n '2,11s/^# \{0,1\}//p' Makefile
+	@sed -n '2,12s/^# \{0,1\}//p' Makefile
 	@echo "verbs: run $(STAGES) $(VERBS) diff trace gc"
 	@echo "and: test test-faults test-full lint env clean-env bench-controller bench-curation"
 
-run: $(CONTROLLER) $(CORE) $(SERVING)
+run: $(CONTROLLER) $(CORE) $(SERVING) $(AT_SITE)
 	@$(call LIFECYCLE,run)
 
-curate pretrain train align evaluate: $(CONTROLLER) $(CORE)
+curate pretrain train align evaluate: $(CONTROLLER) $(CORE) $(AT_SITE)
 	@$(call LIFECYCLE,$@)
 
-deploy export: $(CONTROLLER) $(CORE) $(SERVING)
+deploy export: $(CONTROLLER) $(CORE) $(SERVING) $(AT_SITE)
 	@$(call LIFECYCLE,$@)
 
 $(VERBS): $(CONTROLLER)
@@ -71,15 +75,15 @@ env-%: $(VENVS)/%/$(STAMP)
 	@:
 
 clean-env:
-	rm -rf $(addprefix $(VENVS)/,controller core serving dev bench bench-datatrove bench-data-juicer)
+	rm -rf $(addprefix $(VENVS)/,controller core serving launch dev bench bench-datatrove bench-data-juicer)
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:
-	@$(PYTHON) -m pipeline.toolchains lock controller core serving dev bench bench-datatrove bench-data-juicer
+	@$(PYTHON) -m pipeline.toolchains lock controller core serving launch dev bench bench-datatrove bench-data-juicer
 
 # ----------------------------------------------------------------------------- tests
 
-test: lint test-unit test-faults-short test-stages test-e2e
+test: lint test-unit test-faults-short test-stages test-launch test-e2e
 
 lint: $(DEV)
 	@$(VENVS)/dev/bin/python -m ruff check pipeline tests benchmarks
@@ -100,6 +104,17 @@ test-faults: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
 test-stages: $(CORE) $(SERVING)
 	$(VENVS)/core/bin/python -m pytest tests/stages/core
 	$(VENVS)/serving/bin/python -m pytest tests/stages/serving
+
+# Chains through NeMo-Run on a real Slurm that the tests start and stop on this machine.
+test-launch: $(CONTROLLER) $(LAUNCH) slurm
+	$(VENVS)/launch/bin/python -m pytest tests/launch
+
+# Slurm for those tests, where it is not installed: Debian's or Ubuntu's packages, as root.
+slurm:
+	@for program in munged slurmctld slurmd sbatch; do command -v $$program >/dev/null || missing=1; done; \
+	[ -z "$$missing" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
+		--no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; } || \
+	{ echo "Slurm could not be installed; test-launch needs slurmctld, slurmd, slurm-client and munge" >&2; exit 1; }
 
 test-e2e: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
 	$(VENVS)/dev/bin/python -m pytest tests/e2e -m "not full"

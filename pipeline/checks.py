@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline import curation, schema
+from pipeline.launch.checks import site_faults
 
 LARGEST_RATIO = 1e6  # of two sources' weights
 
@@ -43,6 +44,7 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
         yield "deploy.http_port", f"the three ports must differ; they are {', '.join(map(str, ports))}"
     if recipe.gate.override_reason is not None and len(recipe.gate.override_reason.strip()) < 8:
         yield "gate.override_reason", "give a reason that a reader of the record will understand"
+    yield from site_faults(recipe.site)
 
 
 def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   lifecycle run                              the whole chain of recipes/llama-tiny.yaml
   lifecycle train llama-tiny --set "train.peft=lora train.lr=2e-3"
   lifecycle run my-recipe.yaml --set 'curate.sources="[{kind: jsonl, path: docs.jsonl}]"'
+  lifecycle run llama-tiny --site slurm --dry-run   the jobs that would be submitted, word for word
   lifecycle plan llama-tiny                  what would run, and why; writes nothing
   lifecycle explain llama-tiny train.lr      the value and who set it
   lifecycle diff llama-tiny 3fa9c1           two runs by settings, inputs and metrics
@@ -114,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, parents=[place])
     common.add_argument("recipe", nargs="?", default="llama-tiny", help="a name in recipes/, or a YAML file")
     common.add_argument("--set", default="", metavar="'KEY=VALUE ...'", help="settings for this call only")
-    common.add_argument("--site", default="local", help="a name in configs/sites/")
+    common.add_argument("--site", default="local", help="a name in configs/sites/, or a YAML file")
     common.add_argument("--plain", action="store_true", help="plain lines even on a terminal")
     checks = argparse.ArgumentParser(add_help=False)
     checks.add_argument(
@@ -142,6 +143,14 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="curation writes the documents that it drops, with stage and reason (curate.keep_dropped=true)",
         )
+        runs.add_argument(
+            "--dry-run", action="store_true", help="print the exact scripts or manifests of a cluster's site"
+        )
+        runs.add_argument(
+            "--here", action="store_true", help="run on this machine, whatever kind the site is (jobs do)"
+        )
+        if name != "run":
+            runs.add_argument("--only", action="store_true", help="run nothing that the stage rests on")
     verb("plan", verbs.plan, "what a run would do, and why; writes nothing", common, checks)
     verb("status", verbs.status, "the chain as it stands, and who is at work on it", common, checks)
     verb("explain", verbs.explain, "the value of a setting and the layers that set it").add_argument(
@@ -168,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         "--once", metavar="QUESTION", help="ask one question, print the answer and leave"
     )
     verb("stop", verbs.stop, "stop the recipe's server")
+    verb("cancel", verbs.cancel, "take the recipe's jobs back from a cluster; what they sealed stays")
     return parser
 
 

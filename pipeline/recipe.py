@@ -60,7 +60,8 @@ def recipe_names(root: Path) -> list[str]:
 def load(name: str, root: Path, overrides: str = "", site: str = "local") -> LoadedRecipe:
     """Load ``recipes/NAME.yaml`` (or a path to a YAML file) with its layers.
 
-    ``overrides`` is the text of ``SET``.  Raises :class:`UserError` with file, line, what
+    ``overrides`` is the text of ``SET``; ``site`` a name in ``configs/sites/``, or a path to a
+    YAML file.  Raises :class:`UserError` with file, line, what
     was expected and the nearest key for anything that is wrong.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else root / "recipes" / f"{name}.yaml"
@@ -74,7 +75,7 @@ def load(name: str, root: Path, overrides: str = "", site: str = "local") -> Loa
     values, lines = _read(path, shown)
     _lay_uses(layers, values.pop("use", None), lines, shown, root)
     layers.lay(values, "", lambda key: Origin("recipe file", shown, lines.get(key)))
-    _lay_file(layers, _choose(root, "sites", site, f"there is no site {site!r}"), root, "site file", "site")
+    _lay_file(layers, _site_file(root, site), root, "site file", "site")
     for key, value in _parse_overrides(overrides):
         layers.lay_path(key, value, Origin("SET"))
     return _validated(path.stem, layers)
@@ -146,6 +147,14 @@ def _lay_uses(layers: Layers, uses: Any, lines: dict[str, int], shown: str, root
             raise UserError(f"{origin}: use.{section}: is a single setting, not a section")
         fault = f"{origin}: use.{section}: there is no configs/{section}/{choice}.yaml"
         _lay_file(layers, _choose(root, str(section), str(choice), fault), root, "configs file", str(section))
+
+
+def _site_file(root: Path, site: str) -> Path:
+    if not site.endswith((".yaml", ".yml")):
+        return _choose(root, "sites", site, f"there is no site {site!r}")
+    if not Path(site).is_file():
+        raise UserError(f"there is no site file {site}")
+    return Path(site)
 
 
 def _choose(root: Path, folder: str, choice: str, fault: str) -> Path:

@@ -25,15 +25,42 @@ from pipeline.toolchains import ROOT
 
 
 def run(options: Namespace) -> int:
-    """The whole chain, or a stage and what it rests on."""
+    """The whole chain, or a stage and what it rests on: here, or as jobs of a cluster."""
     chain = _load(options)
     target = None if options.verb == "run" else options.verb
+    if chain.loaded.settings.site.kind != "local" and not getattr(options, "here", False):
+        return _submit(chain, target, options)
+    if getattr(options, "dry_run", False):
+        raise UserError(
+            "--dry-run shows what a cluster would get; here, `lifecycle plan` says what would run"
+        )
     display = make_display(options.plain)
-    finished = chain.run(display, target)
+    finished = chain.run(display, target, getattr(options, "only", False))
     print_summary(finished, display.console)
     for item in finished:
         for message in item.artifact.manifest["messages"] if item.artifact and item.step.stage.live else ():
             display.console.print(message, markup=False, soft_wrap=True)
+    return 0
+
+
+def _submit(chain: Chain, target: str | None, options: Namespace) -> int:
+    from pipeline.launch.submit import submit
+
+    passed = [f"--{name}" for name in ("strict", "verify") if getattr(options, name)]
+    sent = submit(chain, target, options.dry_run, passed)
+    say = sys.stderr if options.dry_run else sys.stdout
+    for note in sent.notes:
+        print(note, file=say)
+    for job in sent.jobs:
+        if options.dry_run:
+            print(job.text.rstrip() + "\n")
+        else:
+            after = f", when {' and '.join(job.after)} ended well" if job.after else ""
+            print(f"{job.stage:<9} job {job.id}{after}")
+    if not sent.jobs:
+        print("nothing to submit", file=say)
+    elif not options.dry_run:
+        print(f"`lifecycle status {options.recipe}` shows them; {sent.folder}", file=say)
     return 0
 
 
@@ -70,6 +97,13 @@ def status(options: Namespace) -> int:
                 if silent > chain.loaded.settings.site.lease_s:
                     words += f"; no sign of life for {duration(silent)}"
                 print(f"\n{stage.name} is at work: {holder_of(work)}; {words}")
+    from pipeline.launch.orders import submissions
+
+    sent = submissions(chain.store.root)
+    if sent:
+        from pipeline.launch.show import print_jobs
+
+        print_jobs(sent[-1])
     return 0
 
 
@@ -220,6 +254,15 @@ def stop(options: Namespace) -> int:
     if record is not None:
         print(stop_server(record))
     path.unlink(missing_ok=True)
+    return 0
+
+
+def cancel(options: Namespace) -> int:
+    """Take back the jobs of the recipe's last submission."""
+    from pipeline.launch.cancel import cancel as take_back
+
+    for line in take_back(_load(options).store.root):
+        print(line)
     return 0
 
 

@@ -194,14 +194,15 @@ class Chain:
 
     # -- running -----------------------------------------------------------------------
 
-    def run(self, display: Display, target: str | None = None) -> list[Planned]:
+    def run(self, display: Display, target: str | None = None, only: bool = False) -> list[Planned]:
         """Bring every step up to ``target`` up to date; returns what each one is now.
 
+        ``only``: no step but ``target`` may run; :class:`UserError` where one would have to.
         Raises :class:`LifecycleError` of the kind that says how it ended; what was
         finished before stays published.
         """
         steps = graph.ancestors(self.steps, target) if target else self.steps
-        for name in sorted({step.stage.toolchain for step in steps}):
+        for name in sorted({step.stage.toolchain for step in (steps[-1:] if only else steps)}):
             Toolchain(name).require()
         inputs.check_inputs(self.loaded)
         finished: dict[str, Planned] = {}
@@ -215,6 +216,11 @@ class Chain:
                 if planned.state == "done":
                     finished[step.name] = self._skip(planned, display)
                     continue
+                if only and step.name != target:
+                    raise UserError(
+                        f"{target} rests on {step.name}, which would have to run first ({planned.why}); --only "
+                        "runs nothing else"
+                    )
                 if all(each.state == "done" for each in finished.values()):
                     self._check_disk()
                 finished[step.name] = self._run_step(planned, artifacts, verdict, display)

@@ -1,7 +1,7 @@
 """Every setting that a recipe can have: name, type, default, range and meaning.
 
-One dataclass per section, in ``curation``, ``training`` and ``delivery``; the recipe as a
-whole and the site are here, how a setting is declared in ``declare``.  The controller loads
+One dataclass per section, in ``curation``, ``training``, ``delivery`` and ``site``; the recipe
+as a whole is here, how a setting is declared in ``declare``.  The controller loads
 recipes into these through OmegaConf's structured configs (:mod:`pipeline.recipe`); a step
 gets the same dataclasses back from the JSON it is handed (:func:`from_plain`).  Nothing is
 imported but the standard library, because the controller and every toolchain import this.
@@ -46,6 +46,7 @@ from pipeline.schema.delivery import (
     Export,
     Gate,
 )
+from pipeline.schema.site import KINDS, Kubernetes, Site, Slurm, for_stage
 from pipeline.schema.training import (
     Align,
     Launch,
@@ -60,6 +61,7 @@ from pipeline.schema.training import (
 __all__ = [
     "ACTIONS",
     "ALL_STAGES",
+    "KINDS",
     "SYNTHETIC_TASKS",
     "Align",
     "Curate",
@@ -69,6 +71,7 @@ __all__ = [
     "ExactDuplicates",
     "Export",
     "Gate",
+    "Kubernetes",
     "Language",
     "Launch",
     "Lora",
@@ -83,10 +86,12 @@ __all__ = [
     "Scored",
     "SemanticDuplicates",
     "Site",
+    "Slurm",
     "Source",
     "Synthetic",
     "Train",
     "flat",
+    "for_stage",
     "from_plain",
     "hints",
     "identity_values",
@@ -95,33 +100,6 @@ __all__ = [
     "item_type",
     "setting",
 ]
-
-
-@dataclass
-class Site:
-    """Where a recipe runs. Never bears identity."""
-
-    name: str = setting("local", "the site's name", identity=False)
-    threads: int = setting(
-        0, "threads of a training or evaluation process (0: one per core)", ge=0, identity=False
-    )
-    min_free_gb: float = setting(
-        2.0, "free disk that must be there before anything starts", ge=0, identity=False
-    )
-    lease_s: float = setting(
-        60.0,
-        "seconds without a sign of life after which a step's holder on another machine counts as dead",
-        gt=0,
-        identity=False,
-    )
-    ray: str | None = setting(
-        None,
-        "curate with Curator's executor on a Ray cluster: its address, or 'local' to start one",
-        identity=False,
-    )
-    grace_s: float = setting(
-        20.0, "seconds that an interrupted step may take to write a checkpoint", ge=0, identity=False
-    )
 
 
 ALL_STAGES = ["curate", "pretrain", "train", "align", "evaluate", "export", "deploy"]

@@ -1,0 +1,51 @@
+"""The jobs of a submission as ``lifecycle status`` shows them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.launch.orders import read_order
+from pipeline.launch.status import BAD, jobs_of
+
+
+def print_jobs(submission: Path, console: Console | None = None) -> None:
+    """Print the jobs of a submission: number, state, why, log; of a failed one, its log's last lines."""
+    order = read_order(submission)
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(width=200, highlight=False)
+    jobs = jobs_of(submission)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in ("stage", "job", "state", "restarts", "why", "log"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "restarts" else "left")
+    for job in jobs:
+        style = "red" if job.state in BAD else "yellow" if job.live else "green"
+        table.add_row(
+            job.stage,
+            job.id,
+            Text(job.state.lower(), style=style),
+            str(job.restarts or ""),
+            Text(job.reason or (f"on {job.host}" if job.host else "")),
+            Text(_log(job.log)),
+        )
+    console.print(f"\nsubmitted to {order.site['name']} on {order.created}")
+    console.print(table)
+    for job in jobs:
+        if job.state in BAD and job.tail():
+            console.print(f"\nthe end of {job.stage}'s log:")
+            for line in job.tail():
+                console.print(f"  | {line}", markup=False, soft_wrap=True)
+
+
+def _log(log: str) -> str:
+    if not log.startswith("/"):
+        return log  # not a file here, but a command that shows it
+    if not Path(log).exists():
+        return ""  # a job that has not begun
+    relative = os.path.relpath(log)
+    return log if relative.startswith("..") else relative

@@ -1,0 +1,179 @@
+"""What became of the jobs of a submission, as far as the cluster, or what it left, can tell.
+
+Slurm forgets a job some minutes after its end, and its accounting may be off.  So a job is
+looked up in this order: Slurm (``scontrol show job``), the exit status that the job itself
+left (``ends/``), and what was seen of it last (``seen.json``).  Kubernetes is asked through
+the ``launch`` toolchain, which writes what it finds into ``seen.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.launch.handover import hand_over
+from pipeline.launch.orders import ENDS, SEEN, Job, Order, read_jobs, read_order, submissions
+from pipeline.stages.step import write_json
+
+LIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "STOPPED")
+BAD = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
+UNKNOWN = "UNKNOWN"
+MEANINGS = {
+    1: "the step failed",
+    2: "it refused its input",
+    3: "the gate is closed",
+    143: "interrupted; it goes on when it is submitted again",
+}
+TAIL_LINES = 4
+ASK_S = 20.0
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job now: its state in the cluster's word, why in a person's, and where its log is."""
+
+    stage: str
+    id: str
+    state: str
+    reason: str = ""
+    restarts: int = 0
+    host: str = ""
+    log: str = ""
+    exit_status: int | None = None
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE
+
+    def tail(self) -> list[str]:
+        """The last lines of the log; empty where there is none to read."""
+        try:
+            text = Path(self.log).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return []
+        return [line for line in text.splitlines() if line.strip()][-TAIL_LINES:]
+
+
+def at_work(recipe_folder: Path) -> list[str]:
+    """The jobs of the recipe's last submission that wait or run, in words."""
+    found = submissions(recipe_folder)
+    jobs = jobs_of(found[-1]) if found else []
+    return [f"{job.stage} (job {job.id}, {job.state.lower()})" for job in jobs if job.live]
+
+
+def jobs_of(folder: Path) -> list[JobStatus]:
+    """The jobs of a submission as they are now; remembers what it saw."""
+    order, jobs = read_order(folder), read_jobs(folder)
+    if order.site["kind"] == "slurm":
+        found = _slurm(order, jobs, folder)
+    else:
+        hand_over("look", folder)
+        found = list(_seen(folder).values())
+    return found
+
+
+def _slurm(order: Order, jobs: list[Job], folder: Path) -> list[JobStatus]:
+    seen = _seen(folder)
+    found: dict[str, JobStatus] = {}
+    for job in jobs:
+        status = _asked(job) or _left(job, folder) or seen.get(job.stage)
+        if status is None or (status is seen.get(job.stage) and status.live):
+            status = _guess(job, status, found)
+        found[job.stage] = replace(status, log=_log(job, status.restarts))
+    if found != seen:
+        write_json(folder / SEEN, {stage: vars(status) for stage, status in found.items()})
+    return list(found.values())
+
+
+def _asked(job: Job) -> JobStatus | None:
+    """What Slurm says of a job; None where it does not know it (any more), or is not there."""
+    if shutil.which("scontrol") is None:
+        return None
+    try:
+        done = subprocess.run(
+            ["scontrol", "show", "job", job.id, "--oneliner"],
+            capture_output=True,
+            text=True,
+            timeout=ASK_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode or "JobState=" not in done.stdout:
+        return None
+    told = parse_job(done.stdout)
+    state, restarts = told["JobState"], int(told.get("Restarts", "0"))
+    status, _, signal = told.get("ExitCode", "0:0").partition(":")
+    ended = None if state in LIVE else int(status)
+    return JobStatus(
+        job.stage,
+        job.id,
+        state,
+        _reason(told, ended, int(signal or 0), job),
+        restarts,
+        "" if told.get("NodeList", "(null)") == "(null)" else told["NodeList"],
+        exit_status=ended,
+    )
+
+
+def parse_job(line: str) -> dict[str, str]:
+    """The ``Name=value`` words of ``scontrol show job --oneliner``; a value may hold spaces."""
+    return dict(re.findall(r"(\S+?)=(.*?)(?=\s+[\w/:&.-]+=|\s*$)", line.strip(), flags=re.DOTALL))
+
+
+def _reason(told: dict[str, str], ended: int | None, signal: int, job: Job) -> str:
+    reason = told.get("Reason", "None")
+    if ended:
+        return f"exit status {ended}: {MEANINGS.get(ended, 'see its log')}"
+    if signal:
+        return f"ended by signal {signal}"
+    if reason == "Dependency":
+        return f"waits for {' and '.join(job.after)}"
+    if reason == "DependencyNeverSatisfied" or (
+        told["JobState"] == "CANCELLED" and told.get("NodeList") == "(null)"
+    ):
+        return f"never started: {' or '.join(job.after)} did not end well" if job.after else "never started"
+    return "" if reason == "None" else reason
+
+
+def _left(job: Job, folder: Path) -> JobStatus | None:
+    """What the job itself left when it last ended; None while it has not ended."""
+    ends = sorted((folder / ENDS).glob(f"{job.stage}.*"), key=lambda path: int(path.suffix[1:]))
+    if not ends:
+        return None
+    words = ends[-1].read_text(encoding="ascii").split()
+    if not words:
+        return None
+    status, restarts = int(words[0]), int(ends[-1].suffix[1:])
+    if status == 0:
+        return JobStatus(job.stage, job.id, "COMPLETED", "", restarts, exit_status=0)
+    why = f"exit status {status}: {MEANINGS.get(status, 'see its log')}"
+    return JobStatus(job.stage, job.id, "FAILED", why, restarts, exit_status=status)
+
+
+def _guess(job: Job, last: JobStatus | None, before: dict[str, JobStatus]) -> JobStatus:
+    """A job that Slurm does not know, and that left nothing."""
+    failed = [stage for stage in job.after if stage in before and before[stage].state in BAD]
+    if failed:
+        why = f"never started: {' and '.join(failed)} did not end well"
+        return JobStatus(job.stage, job.id, "CANCELLED", why)
+    if last is not None:
+        return replace(last, state=UNKNOWN, reason=f"Slurm does not know it any more; last seen {last.state}")
+    return JobStatus(job.stage, job.id, UNKNOWN, "Slurm does not know it, or cannot be asked here")
+
+
+def _log(job: Job, restarts: int) -> str:
+    return job.log.replace("{id}", job.id).replace("{restart}", str(restarts))
+
+
+def _seen(folder: Path) -> dict[str, JobStatus]:
+    try:
+        plain: dict[str, dict[str, Any]] = json.loads((folder / SEEN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {stage: JobStatus(**status) for stage, status in plain.items()}

@@ -1,0 +1,111 @@
+"""Where a recipe runs: this machine, the jobs of a Slurm cluster, or a Kubernetes Job.
+
+No setting of a site bears identity: the same step gives the same bytes wherever it runs.
+How a chain is submitted to a cluster is in :mod:`pipeline.launch`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from pipeline.schema.declare import setting
+
+KINDS = ("local", "slurm", "kubernetes")
+place = partial(setting, identity=False)
+
+
+@dataclass
+class Slurm:
+    """One job a step; names as in sbatch(1)."""
+
+    account: str | None = place(None, "the account that is charged")
+    partition: str | None = place(None, "the partition; null: the cluster's default")
+    qos: str | None = place(None, "quality of service")
+    constraint: str | None = place(None, "features that a node must have")
+    time: str = place("04:00:00", "time limit of one job; a step that needs longer goes on in the next")
+    nodes: int = place(1, "machines of one step", ge=1)
+    gpus_per_node: int = place(0, "GPUs of one step on its machine", ge=0)
+    cpus_per_task: int = place(0, "cores of one step (0: the partition's default)", ge=0)
+    mem: str | None = place(
+        None, "memory of one step on its machine, e.g. 64G; null: the partition's default"
+    )
+    exclusive: bool = place(False, "take whole machines")
+    options: dict[str, Any] = place(
+        {}, "any other option of sbatch by its long name; true for one without value"
+    )
+    container_image: str | None = place(
+        None, "image that steps run in (Pyxis and Enroot); null: the environments of .venvs"
+    )
+    mounts: list[str] = place(
+        [], "HOST:CONTAINER folders of the image; the repository and runs at their own paths"
+    )
+    setup: list[str] = place([], "shell lines that a job begins with, e.g. module load cuda")
+    python: str | None = place(None, "the controller's interpreter on the nodes; null: the one that submits")
+    checkpoint_s: int = place(
+        120, "seconds before the time limit at which a step is told to write its checkpoint", ge=10
+    )
+    max_requeues: int = place(50, "how often one job may be put back into the queue", ge=0)
+    stages: dict[str, Any] = place({}, "settings of this section for one stage: {curate: {partition: cpu}}")
+
+
+@dataclass
+class Kubernetes:
+    """One Job for the chain, with a container a step, in order."""
+
+    context: str | None = place(None, "context of the kubeconfig; null: its current one")
+    namespace: str = place("default", "the namespace")
+    image: str | None = place(None, "image with the repository and its environments")
+    root: str = place("/opt/nemo-lifecycle", "where the image has the repository")
+    python: str = place(
+        "/opt/nemo-lifecycle/.venvs/controller/bin/python", "the controller's interpreter in the image"
+    )
+    claim: str | None = place(None, "PersistentVolumeClaim that holds data and runs")
+    mount: str = place("/workspace", "where the claim is mounted; relative paths of the recipe start here")
+    cpu: str | None = place(None, "cores that a step asks for, e.g. '8'")
+    memory: str | None = place(None, "memory that a step asks for and is held to, e.g. 64Gi")
+    gpus: int = place(0, "GPUs of a step", ge=0)
+    gpu_resource: str = place("nvidia.com/gpu", "the resource's name of a GPU")
+    shared_memory: str | None = place(None, "size of /dev/shm, e.g. 16Gi; NCCL between GPUs needs it")
+    secret: str | None = place(None, "Secret whose keys are the names in site.secrets")
+    service_account: str | None = place(None, "service account of the pod")
+    pull_secrets: list[str] = place([], "Secrets to fetch the image with")
+    node_selector: dict[str, Any] = place({}, "labels that a node must have")
+    tolerations: list[dict[str, Any]] = place([], "taints that the pod bears")
+    retries: int = place(0, "new pods after a step failed; eviction and preemption never count", ge=0)
+    ttl_s: int = place(604_800, "seconds that the finished Job is kept for its status and logs", ge=60)
+    stages: dict[str, Any] = place({}, "cpu, memory and gpus for one stage: {curate: {gpus: 0}}")
+
+
+Section = TypeVar("Section", Slurm, Kubernetes)
+
+
+def for_stage(section: Section, stage: str) -> Section:
+    """The section as it is for one stage, its own settings laid over the common ones."""
+    return dataclasses.replace(section, **section.stages.get(stage, {}))
+
+
+@dataclass
+class Site:
+    """Where a recipe runs. Never bears identity."""
+
+    name: str = place("local", "the site's name")
+    kind: str = place("local", "this machine, or whose jobs the steps are", choices=KINDS)
+    threads: int = place(0, "threads of a training or evaluation process (0: one per core)", ge=0)
+    min_free_gb: float = place(2.0, "free disk that must be there before anything starts", ge=0)
+    lease_s: float = place(
+        60.0,
+        "seconds without a sign of life after which a step's holder on another machine counts as dead",
+        gt=0,
+    )
+    ray: str | None = place(
+        None, "curate with Curator's executor on a Ray cluster: its address, or 'local' to start one"
+    )
+    grace_s: float = place(20.0, "seconds that an interrupted step may take to write a checkpoint", ge=0)
+    secrets: list[str] = place(
+        [], "names of environment variables that steps need; their values are never written down"
+    )
+    slurm: Slurm = field(default_factory=Slurm)
+    kubernetes: Kubernetes = field(default_factory=Kubernetes)
