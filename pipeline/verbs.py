@@ -53,7 +53,7 @@ def _submit(chain: Chain, target: str | None, options: Namespace) -> int:
         print(note, file=say)
     for job in sent.jobs:
         if options.dry_run:
-            print(job.text.rstrip() + "\n")
+            print(job.text.rstrip(), end="\n\n" if job.text else "")
         else:
             after = f", when {' and '.join(job.after)} ended well" if job.after else ""
             print(f"{job.stage:<9} job {job.id}{after}")
@@ -84,10 +84,23 @@ def plan(options: Namespace) -> int:
 
 
 def status(options: Namespace) -> int:
-    """The chain as it stands, and the steps at work."""
+    """The chain as it stands, the steps at work, and the jobs of the last submission."""
     chain = _load(options)
-    inputs.check_inputs(chain.loaded)
-    print_summary(chain.plan())
+    if chain.loaded.settings.site.kind != "kubernetes":  # whose volume is not to be seen from here
+        inputs.check_inputs(chain.loaded)
+        print_summary(chain.plan())
+        _print_work(chain)
+    from pipeline.launch.orders import submissions
+
+    sent = submissions(chain.store.root)
+    if sent:
+        from pipeline.launch.show import print_jobs
+
+        print_jobs(sent[-1])
+    return 0
+
+
+def _print_work(chain: Chain) -> None:
     for stage in STAGES:
         for work in attempts(chain.store.stage_folder(stage.name)):
             if live_holder(work):
@@ -97,14 +110,6 @@ def status(options: Namespace) -> int:
                 if silent > chain.loaded.settings.site.lease_s:
                     words += f"; no sign of life for {duration(silent)}"
                 print(f"\n{stage.name} is at work: {holder_of(work)}; {words}")
-    from pipeline.launch.orders import submissions
-
-    sent = submissions(chain.store.root)
-    if sent:
-        from pipeline.launch.show import print_jobs
-
-        print_jobs(sent[-1])
-    return 0
 
 
 def explain(options: Namespace) -> int:

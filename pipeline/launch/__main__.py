@@ -26,7 +26,7 @@ def main(words: list[str]) -> int:
         elif action == "look":
             kubernetes.look(order, folder)
         else:
-            kubernetes.cancel(order)
+            kubernetes.cancel(order, folder)
     except LifecycleError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2

@@ -126,6 +126,9 @@ def _kubernetes(site: schema.Site) -> Iterator[tuple[str, str]]:
             )
     if site.secrets and not cluster.secret:
         yield "site.kubernetes.secret", "is missing: the Secret that holds the keys in site.secrets"
+    for index, label in enumerate(cluster.node_selector):
+        if "=" not in label:
+            yield f"site.kubernetes.node_selector.{index}", f"{label!r} is not name=value"
     for key in ("mount", "root", "python"):
         if not getattr(cluster, key).startswith("/"):
             yield f"site.kubernetes.{key}", "give an absolute path"

@@ -22,6 +22,7 @@ from typing import Any
 
 from pipeline.stages.step import write_json
 
+PINNED = "/etc/lifecycle"  # where a pod finds the recipe and the site
 ORDER, JOBS, SEEN, ENDS, LOG = "order.json", "jobs.json", "seen.json", "ends", "launch.log"
 
 

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.errors import LifecycleError
 from pipeline.launch.orders import read_order
-from pipeline.launch.status import BAD, jobs_of
+from pipeline.launch.status import BAD, jobs_of, last_seen
 
 
 def print_jobs(submission: Path, console: Console | None = None) -> None:
@@ -19,7 +20,12 @@ def print_jobs(submission: Path, console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(width=200, highlight=False)
-    jobs = jobs_of(submission)
+    title = f"submitted to {order.site['name']} on {order.created}"
+    try:
+        jobs = jobs_of(submission)
+    except LifecycleError as error:  # the rest of the status does not hang on a cluster that is away
+        jobs = last_seen(submission)
+        title += f"; as last seen, for now {error}"
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for heading in ("stage", "job", "state", "restarts", "why", "log"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "restarts" else "left")
@@ -33,7 +39,7 @@ def print_jobs(submission: Path, console: Console | None = None) -> None:
             Text(job.reason or (f"on {job.host}" if job.host else "")),
             Text(_log(job.log)),
         )
-    console.print(f"\nsubmitted to {order.site['name']} on {order.created}")
+    console.print(f"\n{title}", markup=False, soft_wrap=True)
     console.print(table)
     for job in jobs:
         if job.state in BAD and job.tail():

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,10 @@ ASK_S = 20.0
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A job now: its state in the cluster's word, why in a person's, and where its log is."""
+    """A job now: its state in the cluster's word, why in a person's, and its log.
+
+    ``log`` is a file, or a command that shows it; ``said`` the log's last lines where it is no file.
+    """
 
     stage: str
     id: str
@@ -45,6 +48,7 @@ class JobStatus:
     host: str = ""
     log: str = ""
     exit_status: int | None = None
+    said: list[str] = field(default_factory=list)
 
     @property
     def live(self) -> bool:
@@ -52,6 +56,8 @@ class JobStatus:
 
     def tail(self) -> list[str]:
         """The last lines of the log; empty where there is none to read."""
+        if self.said:
+            return self.said
         try:
             text = Path(self.log).read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -73,12 +79,12 @@ def jobs_of(folder: Path) -> list[JobStatus]:
         found = _slurm(order, jobs, folder)
     else:
         hand_over("look", folder)
-        found = list(_seen(folder).values())
+        found = last_seen(folder)
     return found
 
 
 def _slurm(order: Order, jobs: list[Job], folder: Path) -> list[JobStatus]:
-    seen = _seen(folder)
+    seen = read_seen(folder)
     found: dict[str, JobStatus] = {}
     for job in jobs:
         status = _asked(job) or _left(job, folder) or seen.get(job.stage)
@@ -86,7 +92,7 @@ def _slurm(order: Order, jobs: list[Job], folder: Path) -> list[JobStatus]:
             status = _guess(job, status, found)
         found[job.stage] = replace(status, log=_log(job, status.restarts))
     if found != seen:
-        write_json(folder / SEEN, {stage: vars(status) for stage, status in found.items()})
+        write_seen(folder, list(found.values()))
     return list(found.values())
 
 
@@ -171,9 +177,21 @@ def _log(job: Job, restarts: int) -> str:
     return job.log.replace("{id}", job.id).replace("{restart}", str(restarts))
 
 
-def _seen(folder: Path) -> dict[str, JobStatus]:
+def last_seen(folder: Path) -> list[JobStatus]:
+    """The jobs of a submission as they were last seen, in the order of the chain."""
+    seen = read_seen(folder)
+    return [seen[job.stage] for job in read_jobs(folder) if job.stage in seen]
+
+
+def read_seen(folder: Path) -> dict[str, JobStatus]:
+    """The jobs as they were last seen, by stage."""
     try:
         plain: dict[str, dict[str, Any]] = json.loads((folder / SEEN).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     return {stage: JobStatus(**status) for stage, status in plain.items()}
+
+
+def write_seen(folder: Path, jobs: list[JobStatus]) -> None:
+    """Remember the jobs as they are seen now."""
+    write_json(folder / SEEN, {job.stage: asdict(job) for job in jobs})

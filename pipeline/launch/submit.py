@@ -19,7 +19,7 @@ from pipeline import graph, schema
 from pipeline import recipe as recipes
 from pipeline.errors import GateClosed, UserError
 from pipeline.launch.handover import TOOLCHAIN, hand_over
-from pipeline.launch.orders import ENDS, JOBS, Job, Order, StepOrder, read_jobs, submissions
+from pipeline.launch.orders import ENDS, JOBS, PINNED, Job, Order, StepOrder, read_jobs, submissions
 from pipeline.launch.status import at_work
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner import inputs
@@ -27,7 +27,6 @@ from pipeline.runner.chain import Chain
 from pipeline.toolchains import ROOT, Toolchain
 
 MODULE = "pipeline"  # what a job runs with python -m
-PINNED = "/etc/lifecycle"  # where a pod finds the recipe and the site
 LOCAL_SETTINGS = {"name", "kind", "slurm", "kubernetes", "secrets"}
 
 

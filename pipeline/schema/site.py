@@ -72,7 +72,7 @@ class Kubernetes:
     secret: str | None = place(None, "Secret whose keys are the names in site.secrets")
     service_account: str | None = place(None, "service account of the pod")
     pull_secrets: list[str] = place([], "Secrets to fetch the image with")
-    node_selector: dict[str, Any] = place({}, "labels that a node must have")
+    node_selector: list[str] = place([], "labels that a node must have, each as name=value")
     tolerations: list[dict[str, Any]] = place([], "taints that the pod bears")
     retries: int = place(0, "new pods after a step failed; eviction and preemption never count", ge=0)
     ttl_s: int = place(604_800, "seconds that the finished Job is kept for its status and logs", ge=60)
