@@ -8,19 +8,16 @@ their own that speaks the API.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline import schema
 from pipeline.errors import UserError
-from pipeline.launch import manifests
+from pipeline.launch import manifests, trainjob
+from pipeline.launch.api import connected
 from pipeline.launch.orders import Job, Order, StepOrder, read_jobs
-from pipeline.launch.status import MEANINGS, JobStatus, read_seen, write_seen
+from pipeline.launch.status import MEANINGS, JobStatus, gone, read_seen, write_seen
 
 SCHEMAS = "1.31"  # the first in which all that a Job uses here is stable
 TAIL_LINES = 4
@@ -32,11 +29,13 @@ def send(order: Order, folder: Path, dry: bool) -> list[Job]:
     ``folder`` is not used: a pod sees another disk.  Raises :class:`UserError` for what the
     cluster refuses, in its words.
     """
+    if _cluster(order).runtime:
+        return trainjob.send(order, folder, dry)
     manifest = manifests.job(order)
     check(manifest)
-    text = yaml.dump(manifest, Dumper=_Readable, sort_keys=False, allow_unicode=True)
+    text = manifests.text_of(manifest)
     if not dry:
-        with _api(order) as (batch, _):
+        with connected(_cluster(order).context) as (batch, _):
             batch.create_namespaced_job(manifest["metadata"]["namespace"], manifest)
     return [_sent(order, step, "" if dry else manifest["metadata"]["name"], text) for step in order.steps]
 
@@ -55,9 +54,12 @@ def check(manifest: dict[str, Any]) -> None:
 def look(order: Order, folder: Path) -> None:
     """Write down what the cluster says of the steps of a submission."""
     cluster = _cluster(order)
+    if cluster.runtime:
+        trainjob.look(order, folder)
+        return
     jobs = read_jobs(folder)
     seen = read_seen(folder)
-    with _api(order) as (batch, core):
+    with connected(_cluster(order).context) as (batch, core):
         from kubernetes.client.exceptions import ApiException
 
         try:
@@ -65,7 +67,7 @@ def look(order: Order, folder: Path) -> None:
         except ApiException as error:
             if error.status != 404:
                 raise
-            write_seen(folder, [_gone(each, seen.get(each.stage)) for each in jobs])
+            write_seen(folder, [gone(each, seen.get(each.stage)) for each in jobs])
             return
         pods = core.list_namespaced_pod(cluster.namespace, label_selector=f"job-name={jobs[0].id}").items
         pods.sort(key=lambda pod: pod.metadata.creation_timestamp)
@@ -82,13 +84,15 @@ def look(order: Order, folder: Path) -> None:
 def cancel(order: Order, folder: Path) -> None:
     """Delete the Job of a submission; its pod is given the grace period to write a checkpoint."""
     jobs = read_jobs(folder)
-    with _api(order) as (batch, _):
+    cluster = _cluster(order)
+    with connected(cluster.context) as (batch, _):
         from kubernetes.client.exceptions import ApiException
 
         try:
-            batch.delete_namespaced_job(
-                jobs[0].id, _cluster(order).namespace, propagation_policy="Background"
-            )
+            if cluster.runtime:
+                trainjob.delete(jobs[0].id, cluster.namespace)
+            else:
+                batch.delete_namespaced_job(jobs[0].id, cluster.namespace, propagation_policy="Background")
         except ApiException as error:
             if error.status != 404:
                 raise
@@ -99,17 +103,6 @@ def cancel(order: Order, folder: Path) -> None:
         folder,
         [each if each.state in over else replace(each, state="CANCELLED", reason="") for each in kept],
     )
-
-
-class _Readable(yaml.SafeDumper):
-    """YAML with texts of many lines as such."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Readable.add_representer(str, _text)
 
 
 def _sent(order: Order, step: StepOrder, job_name: str, text: str) -> Job:
@@ -160,16 +153,6 @@ def _why_waiting(pod: Any, state: Any) -> str:
     return "is being set up"
 
 
-def _gone(job: Job, last: JobStatus | None) -> JobStatus:
-    if last is None:
-        return JobStatus(job.stage, job.id, "UNKNOWN", "the cluster does not know it")
-    if last.live:
-        return replace(
-            last, state="UNKNOWN", reason=f"the cluster does not know it any more; last seen {last.state}"
-        )
-    return last
-
-
 def _last_lines(core: Any, pod: Any, namespace: str, stage: str) -> list[str]:
     from kubernetes.client.exceptions import ApiException
 
@@ -185,38 +168,3 @@ def _last_lines(core: Any, pod: Any, namespace: str, stage: str) -> list[str]:
 def _cluster(order: Order) -> schema.Kubernetes:
     site: schema.Site = schema.from_plain(schema.Site, order.site)
     return site.kubernetes
-
-
-@contextmanager
-def _api(order: Order) -> Iterator[tuple[Any, Any]]:
-    """The cluster's batch and core API; its refusals become :class:`UserError`."""
-    import urllib3
-    from kubernetes import client, config
-    from kubernetes.client.exceptions import ApiException
-    from kubernetes.config.config_exception import ConfigException
-
-    context = _cluster(order).context
-    try:
-        try:
-            config.load_kube_config(context=context)
-        except ConfigException as error:
-            try:
-                config.load_incluster_config()
-            except ConfigException:
-                raise UserError(
-                    f"no Kubernetes cluster can be reached: {error}; set KUBECONFIG, or site.kubernetes.context"
-                ) from None
-        yield client.BatchV1Api(), client.CoreV1Api()
-    except ApiException as error:
-        raise UserError(f"Kubernetes refused: {_refusal(error)}") from None
-    except urllib3.exceptions.HTTPError as error:
-        raise UserError(f"the Kubernetes cluster does not answer: {error}") from None
-
-
-def _refusal(error: Any) -> str:
-    import json
-
-    try:
-        return str(json.loads(error.body)["message"])
-    except (TypeError, ValueError, KeyError):
-        return f"{error.status} {error.reason}"

@@ -19,6 +19,8 @@ import hashlib
 import json
 from typing import Any
 
+import yaml
+
 from pipeline import schema
 from pipeline.launch.orders import PINNED, Order, StepOrder
 
@@ -67,6 +69,22 @@ def job(order: Order) -> dict[str, Any]:
             },
         },
     }
+
+
+def text_of(manifest: dict[str, Any]) -> str:
+    """The manifest as YAML."""
+    return yaml.dump(manifest, Dumper=_Readable, sort_keys=False, allow_unicode=True)
+
+
+class _Readable(yaml.SafeDumper):
+    """YAML with texts of many lines as such."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _text)
 
 
 def name(order: Order) -> str:

@@ -195,3 +195,14 @@ def read_seen(folder: Path) -> dict[str, JobStatus]:
 def write_seen(folder: Path, jobs: list[JobStatus]) -> None:
     """Remember the jobs as they are seen now."""
     write_json(folder / SEEN, {job.stage: asdict(job) for job in jobs})
+
+
+def gone(job: Job, last: JobStatus | None) -> JobStatus:
+    """A job that its cluster does not know any more."""
+    if last is None:
+        return JobStatus(job.stage, job.id, "UNKNOWN", "the cluster does not know it")
+    if last.live:
+        return replace(
+            last, state="UNKNOWN", reason=f"the cluster does not know it any more; last seen {last.state}"
+        )
+    return last

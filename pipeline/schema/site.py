@@ -74,6 +74,9 @@ class Kubernetes:
     pull_secrets: list[str] = place([], "Secrets to fetch the image with")
     node_selector: list[str] = place([], "labels that a node must have, each as name=value")
     tolerations: list[dict[str, Any]] = place([], "taints that the pod bears")
+    runtime: str | None = place(
+        None, "send a TrainJob of this runtime of Kubeflow Trainer 2.1, made by NeMo-Run, and no plain Job"
+    )
     retries: int = place(0, "new pods after a step failed; eviction and preemption never count", ge=0)
     ttl_s: int = place(604_800, "seconds that the finished Job is kept for its status and logs", ge=60)
     stages: dict[str, Any] = place({}, "cpu, memory and gpus for one stage: {curate: {gpus: 0}}")

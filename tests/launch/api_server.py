@@ -112,6 +112,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.job: dict[str, Any] | None = None
+        self.train_job: dict[str, Any] | None = None  # kept, not run; a test sets its status
         self.pods: list[Pod] = []
         self.forbidden = False
         cluster = self
@@ -183,6 +184,9 @@ class Cluster:
 
     def _answer(self, method: str, path: str, query: dict[str, list[str]], body: Any) -> tuple[int, Any]:
         jobs, pods = "/apis/batch/v1/namespaces/team/jobs", "/api/v1/namespaces/team/pods"
+        train_jobs = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs"
+        if path.startswith(train_jobs):
+            return self._train_job(method, path.removeprefix(train_jobs), body)
         if self.forbidden:
             return 403, {"message": 'jobs.batch is forbidden: User "test" cannot create resource "jobs"'}
         if method == "POST" and path == jobs:
@@ -212,3 +216,15 @@ class Cluster:
         pod = next(each for each in self.pods if each.name_ == name)
         lines = pod.log(query["container"][0]).read_text().splitlines()
         return 200, "\n".join(lines[-int(query["tailLines"][0]) :])
+
+    def _train_job(self, method: str, name: str, body: Any) -> tuple[int, Any]:
+        if method == "POST":
+            if self.train_job is not None:
+                return 409, {"message": "already exists"}
+            self.train_job = body
+            return 201, body
+        if self.train_job is None or name != f"/{self.train_job['metadata']['name']}":
+            return 404, {"message": "not found"}
+        if method == "DELETE":
+            self.train_job = None
+        return 200, self.train_job or {"kind": "Status", "status": "Success"}

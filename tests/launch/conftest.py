@@ -18,6 +18,7 @@ from pipeline.launch.orders import submissions
 from pipeline.launch.status import JobStatus, jobs_of
 from pipeline.runner.store import damage, read_artifact
 from pipeline.toolchains import ROOT, Toolchain
+from tests.launch import api_server
 from tests.launch.cluster import Cluster
 
 WAIT_S = 60.0
@@ -156,3 +157,61 @@ def at_home(light: Light, tmp_path: Path) -> dict[str, dict[str, Any]]:
     status, said = light("run", "--site", "local", runs=runs)
     assert status == 0, said
     return light.published(runs)
+
+
+@pytest.fixture
+def pods(tmp_path: Path) -> Iterator[api_server.Cluster]:
+    """The stand-in for a cluster, and the kubeconfig that leads to it."""
+    made = api_server.Cluster(tmp_path)
+    before = os.environ.get("KUBECONFIG")
+    os.environ["KUBECONFIG"] = str(made.kubeconfig())
+    yield made
+    made.stop()
+    del os.environ["KUBECONFIG"]
+    if before is not None:
+        os.environ["KUBECONFIG"] = before
+
+
+@pytest.fixture
+def podded(tmp_path: Path) -> Light:
+    """The light recipe at a Kubernetes site whose claim is a folder here."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    site = {
+        "name": "tests",
+        "kind": "kubernetes",
+        "min_free_gb": 0.0,
+        "grace_s": 5.0,
+        "secrets": ["LIGHT_SECRET"],
+        "kubernetes": {
+            "namespace": "team",
+            "image": "registry.example.com/lifecycle:1",
+            "claim": "runs",
+            "mount": str(volume),
+            "root": str(ROOT),
+            "python": str(Toolchain("controller").python),
+            "secret": "keys",
+            "gpus": 8,
+            "cpu": "16",
+            "memory": "64Gi",
+            "shared_memory": "16Gi",
+            "node_selector": ["nvidia.com/gpu.product=H200"],
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "pull_secrets": ["registry"],
+            "service_account": "trainer",
+            "stages": {"curate": {"gpus": 0, "memory": "256Gi"}},
+        },
+    }
+    made = Light(tmp_path, site)
+    made.write()
+    made.write_documents()
+    return made
+
+
+def manifest_of(light: Light) -> dict[str, Any]:
+    status, shown = light("run", "--dry-run")
+    assert status == 0, shown
+    assert not light.runs.exists(), "a dry run leaves nothing"
+    (manifest,) = yaml.safe_load_all(shown)
+    assert isinstance(manifest, dict)
+    return manifest

@@ -4,83 +4,20 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 
 from pipeline.errors import UserError
 from pipeline.launch import kubernetes, manifests
-from pipeline.toolchains import ROOT, Toolchain
 from tests.launch.api_server import Cluster
-from tests.launch.conftest import Light
+from tests.launch.conftest import Light, manifest_of
 
 VERSIONS = ("1.31", "1.34", kubernetes_validate.latest_version())
 
 
-@pytest.fixture
-def pods(tmp_path: Path) -> Iterator[Cluster]:
-    """The stand-in for a cluster, and the kubeconfig that leads to it."""
-    made = Cluster(tmp_path)
-    before = os.environ.get("KUBECONFIG")
-    os.environ["KUBECONFIG"] = str(made.kubeconfig())
-    yield made
-    made.stop()
-    del os.environ["KUBECONFIG"]
-    if before is not None:
-        os.environ["KUBECONFIG"] = before
-
-
-@pytest.fixture
-def light(tmp_path: Path) -> Light:
-    """The light recipe at a Kubernetes site whose claim is a folder here."""
-    volume = tmp_path / "volume"
-    volume.mkdir()
-    site = {
-        "name": "tests",
-        "kind": "kubernetes",
-        "min_free_gb": 0.0,
-        "grace_s": 5.0,
-        "secrets": ["LIGHT_SECRET"],
-        "kubernetes": {
-            "namespace": "team",
-            "image": "registry.example.com/lifecycle:1",
-            "claim": "runs",
-            "mount": str(volume),
-            "root": str(ROOT),
-            "python": str(Toolchain("controller").python),
-            "secret": "keys",
-            "gpus": 8,
-            "cpu": "16",
-            "memory": "64Gi",
-            "shared_memory": "16Gi",
-            "node_selector": ["nvidia.com/gpu.product=H200"],
-            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
-            "pull_secrets": ["registry"],
-            "service_account": "trainer",
-            "stages": {"curate": {"gpus": 0, "memory": "256Gi"}},
-        },
-    }
-    made = Light(tmp_path, site)
-    made.write()
-    made.write_documents()
-    return made
-
-
-def manifest_of(light: Light) -> dict[str, Any]:
-    status, shown = light("run", "--dry-run")
-    assert status == 0, shown
-    assert not light.runs.exists(), "a dry run leaves nothing"
-    (manifest,) = yaml.safe_load_all(shown)
-    assert isinstance(manifest, dict)
-    return manifest
-
-
-def test_the_manifest_holds_to_the_published_schemas_and_a_wrong_field_does_not(light: Light) -> None:
-    manifest = manifest_of(light)
+def test_the_manifest_holds_to_the_published_schemas_and_a_wrong_field_does_not(podded: Light) -> None:
+    manifest = manifest_of(podded)
     for version in VERSIONS:
         kubernetes_validate.validate(manifest, version, strict=True)
     kubernetes.check(manifest)
@@ -107,7 +44,7 @@ def test_the_manifest_holds_to_the_published_schemas_and_a_wrong_field_does_not(
             kubernetes.check(wrong)
 
 
-def test_a_long_name_stays_one_that_kubernetes_takes(light: Light) -> None:
+def test_a_long_name_stays_one_that_kubernetes_takes(podded: Light) -> None:
     from pipeline.launch.orders import Order
 
     order = Order("a-very-long-name-" * 6, 12, "", "/", {}, {}, [], {"site.yaml": "x"})
@@ -116,44 +53,44 @@ def test_a_long_name_stays_one_that_kubernetes_takes(light: Light) -> None:
 
 
 def test_a_sent_chain_runs_in_order_goes_on_after_an_eviction_and_tells_its_state(
-    pods: Cluster, light: Light
+    pods: Cluster, podded: Light
 ) -> None:
-    status, said = light("run", "--site", "local", runs=light.folder / "at-home")
+    status, said = podded("run", "--site", "local", runs=podded.folder / "at-home")
     assert status == 0, said
     os.environ["LIGHT_PACE_S"] = "0.1"
     try:
-        said = light.submit()
+        said = podded.submit()
         assert "train     job light-1-" in said
-        light.wait(lambda jobs: jobs["train"].state == "RUNNING")
-        status, said = light("run")
+        podded.wait(lambda jobs: jobs["train"].state == "RUNNING")
+        status, said = podded("run")
         assert status == 2
         assert "light is in the queue already: train (job light-1-" in said
-        status, shown = light("status", "--site", str(light.folder / "site.yaml"))
+        status, shown = podded("status", "--site", str(podded.folder / "site.yaml"))
         assert status == 0, shown
         assert "waits for train" in shown
-        volume = Light(light.folder / "volume", {})
+        volume = Light(podded.folder / "volume", {})
         volume.wait_for_seal("step_008")
         pods.evict()
     finally:
         del os.environ["LIGHT_PACE_S"]
-    jobs = light.wait_over()
+    jobs = podded.wait_over()
     assert [job.state for job in jobs.values()] == ["COMPLETED"] * 3
     assert jobs["train"].restarts == 1
     assert "went on from step" in pods.pods[1].log("train").read_text()
     assert "up to date" in pods.pods[1].log("curate").read_text()
-    assert volume.published() == light.published(light.folder / "at-home")
+    assert volume.published() == podded.published(podded.folder / "at-home")
 
 
-def test_a_failed_step_ends_the_job_and_shows_its_log(pods: Cluster, light: Light) -> None:
-    light.write_documents({"words": "no text"})
-    light.submit()
-    jobs = light.wait_over()
+def test_a_failed_step_ends_the_job_and_shows_its_log(pods: Cluster, podded: Light) -> None:
+    podded.write_documents({"words": "no text"})
+    podded.submit()
+    jobs = podded.wait_over()
     assert [job.state for job in jobs.values()] == ["FAILED", "CANCELLED", "CANCELLED"]
-    status, shown = light("status", KUBECONFIG=str(light.folder / "nowhere"))
+    status, shown = podded("status", KUBECONFIG=str(podded.folder / "nowhere"))
     assert status == 0, shown
     assert "as last seen, for now no Kubernetes cluster can be reached" in shown
     assert "never started: curate did not end well" in shown
-    status, shown = light("status")
+    status, shown = podded("status")
     assert status == 0, shown
     assert "exit status 1: the step failed" in shown
     assert "never started: curate did not end well" in shown
@@ -161,29 +98,29 @@ def test_a_failed_step_ends_the_job_and_shows_its_log(pods: Cluster, light: Ligh
     assert f"kubectl logs -n team job/{jobs['curate'].id} -c curate" in shown
 
 
-def test_a_cancelled_job_is_gone_and_a_refusal_is_told_in_its_words(pods: Cluster, light: Light) -> None:
+def test_a_cancelled_job_is_gone_and_a_refusal_is_told_in_its_words(pods: Cluster, podded: Light) -> None:
     pods.forbidden = True
-    status, said = light("run")
+    status, said = podded("run")
     assert status == 2
     assert 'Kubernetes refused: jobs.batch is forbidden: User "test" cannot create' in said
-    assert not light.runs.exists()
+    assert not podded.runs.exists()
     pods.forbidden = False
     os.environ["LIGHT_PACE_S"] = "0.3"
     try:
-        light.submit()
-        light.wait(lambda jobs: jobs["train"].state == "RUNNING")
+        podded.submit()
+        podded.wait(lambda jobs: jobs["train"].state == "RUNNING")
     finally:
         del os.environ["LIGHT_PACE_S"]
-    status, said = light("cancel")
+    status, said = podded("cancel")
     assert status == 0, said
     assert "cancelled train" in said
-    assert [job.state for job in light.jobs().values()] == ["COMPLETED", "CANCELLED", "CANCELLED"]
+    assert [job.state for job in podded.jobs().values()] == ["COMPLETED", "CANCELLED", "CANCELLED"]
     assert pods.job is None
     assert not pods.pods[-1].is_alive()
 
 
-def test_without_a_cluster_the_message_says_what_to_set(light: Light) -> None:
-    status, said = light("run", KUBECONFIG=str(light.folder / "nowhere"))
+def test_without_a_cluster_the_message_says_what_to_set(podded: Light) -> None:
+    status, said = podded("run", KUBECONFIG=str(podded.folder / "nowhere"))
     assert status == 2
     assert "no Kubernetes cluster can be reached" in said
     assert "KUBECONFIG" in said
