@@ -44,6 +44,7 @@ def run(options: Namespace) -> int:
 
 
 def _submit(chain: Chain, target: str | None, options: Namespace) -> int:
+    from pipeline.launch.orders import listed
     from pipeline.launch.submit import submit
 
     passed = [f"--{name}" for name in ("strict", "verify") if getattr(options, name)]
@@ -55,7 +56,7 @@ def _submit(chain: Chain, target: str | None, options: Namespace) -> int:
         if options.dry_run:
             print(job.text.rstrip(), end="\n\n" if job.text else "")
         else:
-            after = f", when {' and '.join(job.after)} ended well" if job.after else ""
+            after = f", when {listed(job.after)} ended well" if job.after else ""
             print(f"{job.stage:<9} job {job.id}{after}")
     if not sent.jobs:
         print("nothing to submit", file=say)

@@ -98,3 +98,8 @@ def submissions(recipe_folder: Path) -> list[Path]:
         return []
     sent = [path for path in found.iterdir() if path.name.isdigit() and (path / JOBS).is_file()]
     return sorted(sent, key=lambda path: int(path.name))
+
+
+def listed(names: list[str]) -> str:
+    """Names as a person lists them."""
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)

@@ -97,11 +97,18 @@ def _executor(order: Order, step: StepOrder, site: schema.Site, folder: Path, tu
         # Names: Pyxis takes the values from the job's environment, not from the image's.
         container_env=list(site.secrets) or None,
         job_name_prefix=f"{order.recipe}.",
+        srun_args=_srun(slurm),
         setup_lines=_setup(step, slurm, folder),
         packager=nemo_run.Packager(),
         tunnel=tunnel,
         poll_estimated_start_time=False,
     )
+
+
+def _srun(slurm: schema.Slurm) -> list[str]:
+    """What srun does not take over from the job: one task would be bound to one core."""
+    cores = [f"--cpus-per-task={slurm.cpus_per_task}"] if slurm.cpus_per_task else []
+    return ["--cpu-bind=none", *cores]
 
 
 def _setup(step: StepOrder, slurm: schema.Slurm, folder: Path) -> str:

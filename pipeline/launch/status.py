@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.launch.handover import hand_over
-from pipeline.launch.orders import ENDS, SEEN, Job, Order, read_jobs, read_order, submissions
+from pipeline.launch.orders import ENDS, SEEN, Job, Order, listed, read_jobs, read_order, submissions
 from pipeline.stages.step import write_json
 
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "STOPPED")
@@ -90,7 +90,9 @@ def _slurm(order: Order, jobs: list[Job], folder: Path) -> list[JobStatus]:
         status = _asked(job) or _left(job, folder) or seen.get(job.stage)
         if status is None or (status is seen.get(job.stage) and status.live):
             status = _guess(job, status, found)
-        found[job.stage] = replace(status, log=_log(job, status.restarts))
+        last = seen.get(job.stage)
+        host = status.host or (last.host if last and last.restarts == status.restarts else "")
+        found[job.stage] = replace(status, host=host, log=_log(job, status.restarts))
     if found != seen:
         write_seen(folder, list(found.values()))
     return list(found.values())
@@ -139,7 +141,7 @@ def _reason(told: dict[str, str], ended: int | None, signal: int, job: Job) -> s
     if signal:
         return f"ended by signal {signal}"
     if reason == "Dependency":
-        return f"waits for {' and '.join(job.after)}"
+        return f"waits for {listed(job.after)}"
     if reason == "DependencyNeverSatisfied" or (
         told["JobState"] == "CANCELLED" and told.get("NodeList") == "(null)"
     ):
@@ -166,7 +168,7 @@ def _guess(job: Job, last: JobStatus | None, before: dict[str, JobStatus]) -> Jo
     """A job that Slurm does not know, and that left nothing."""
     failed = [stage for stage in job.after if stage in before and before[stage].state in BAD]
     if failed:
-        why = f"never started: {' and '.join(failed)} did not end well"
+        why = f"never started: {listed(failed)} did not end well"
         return JobStatus(job.stage, job.id, "CANCELLED", why)
     if last is not None:
         return replace(last, state=UNKNOWN, reason=f"Slurm does not know it any more; last seen {last.state}")

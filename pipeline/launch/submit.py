@@ -110,6 +110,8 @@ def _order(chain: Chain, steps: list[graph.Step], folder: Path, options: list[st
     if site.kind == "slurm":
         cwd, runs, python = str(Path.cwd()), str(chain.runs.resolve()), site.slurm.python or sys.executable
         environment["PYTHONPATH"] = str(ROOT)
+        # NeMo-Run asks srun for unbuffered output, which makes a log look like a terminal.
+        environment["TTY_COMPATIBLE"] = "0"
         if "LIFECYCLE_VENVS" in os.environ:
             environment["LIFECYCLE_VENVS"] = str(Path(os.environ["LIFECYCLE_VENVS"]).resolve())
     else:

@@ -6,6 +6,7 @@ cores than there are.  Their GPUs are fake as well: devices of another kind unde
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -130,6 +132,15 @@ class Cluster:
         )
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """While this lasts, jobs of the common partition wait."""
+        self("scontrol", "update", "PartitionName=main", "State=DOWN")
+        try:
+            yield
+        finally:
+            self("scontrol", "update", "PartitionName=main", "State=UP")
 
     def logs(self) -> str:
         """The ends of the daemons' logs, for a failure's message."""

@@ -57,7 +57,7 @@ def test_a_sent_chain_runs_in_order_goes_on_after_an_eviction_and_tells_its_stat
 ) -> None:
     status, said = podded("run", "--site", "local", runs=podded.folder / "at-home")
     assert status == 0, said
-    os.environ["LIGHT_PACE_S"] = "0.1"
+    os.environ["LIGHT_PACE_S"] = "0.5"
     try:
         said = podded.submit()
         assert "train     job light-1-" in said
@@ -70,6 +70,7 @@ def test_a_sent_chain_runs_in_order_goes_on_after_an_eviction_and_tells_its_stat
         assert "waits for train" in shown
         volume = Light(podded.folder / "volume", {})
         volume.wait_for_seal("step_008")
+        os.environ["LIGHT_PACE_S"] = "0"
         pods.evict()
     finally:
         del os.environ["LIGHT_PACE_S"]
@@ -105,7 +106,7 @@ def test_a_cancelled_job_is_gone_and_a_refusal_is_told_in_its_words(pods: Cluste
     assert 'Kubernetes refused: jobs.batch is forbidden: User "test" cannot create' in said
     assert not podded.runs.exists()
     pods.forbidden = False
-    os.environ["LIGHT_PACE_S"] = "0.3"
+    os.environ["LIGHT_PACE_S"] = "1"
     try:
         podded.submit()
         podded.wait(lambda jobs: jobs["train"].state == "RUNNING")

@@ -28,7 +28,7 @@ def test_a_chain_runs_as_jobs_in_order_and_gives_what_it_gives_at_home(
     light.site["secrets"] = ["LIGHT_SECRET"]
     light.write(
         setup=[f'test "$(printenv LIGHT_SECRET | wc -c)" -eq {len(SECRET) + 1} || exit 9'],
-        stages={"train": {"gpus_per_node": 2}},
+        stages={"train": {"gpus_per_node": 2, "cpus_per_task": 3}},
     )
     status, said = light("run", "--dry-run")
     assert status == 2
@@ -42,26 +42,32 @@ def test_a_chain_runs_as_jobs_in_order_and_gives_what_it_gives_at_home(
         path.write_text(script)
         cluster("sbatch", "--test-only", str(path))
 
-    said = light.submit(LIGHT_SECRET=SECRET, LIGHT_CURATE_S="2")
-    jobs = read_jobs(light.submission)
-    assert f"train     job {jobs[1].id}, when curate ended well" in said
-    assert "\n".join(job.text.rstrip() + "\n" for job in jobs) in shown, "the dry run printed what was sent"
-    curate, train, export = (cluster("scontrol", "show", "job", job.id, "--oneliner") for job in jobs)
-    assert f"Dependency=afterok:{jobs[0].id}(unfulfilled)" in train
-    assert f"Dependency=afterok:{jobs[0].id}(unfulfilled),afterok:{jobs[1].id}(unfulfilled)" in export
-    assert "TresPerNode=gres:gpu:2" in train
-    assert "TresPerNode" not in curate
+    with cluster.held():
+        said = light.submit(LIGHT_SECRET=SECRET)
+        jobs = read_jobs(light.submission)
+        assert f"train     job {jobs[1].id}, when curate ended well" in said
+        assert "\n".join(job.text.rstrip() + "\n" for job in jobs) in shown, (
+            "the dry run printed what was sent"
+        )
+        curate, train, export = (cluster("scontrol", "show", "job", job.id, "--oneliner") for job in jobs)
+        assert f"Dependency=afterok:{jobs[0].id}(unfulfilled)" in train
+        assert f"Dependency=afterok:{jobs[0].id}(unfulfilled),afterok:{jobs[1].id}(unfulfilled)" in export
+        assert "TresPerNode=gres:gpu:2" in train
+        assert "TresPerNode" not in curate
+        assert "CPUs/Task=3" in train
+        assert "--cpus-per-task=3 bash" in jobs[1].text, "srun does not take it over from the job"
 
-    status, shown = light("status")
-    assert status == 0, shown
-    assert "waits for curate and train" in shown
-    status, said = light("run", LIGHT_SECRET=SECRET)
-    assert status == 2
-    assert f"light is in the queue already: curate (job {jobs[0].id}," in said
+        status, shown = light("status")
+        assert status == 0, shown
+        assert "waits for curate and train" in shown
+        status, said = light("run", LIGHT_SECRET=SECRET)
+        assert status == 2
+        assert f"light is in the queue already: curate (job {jobs[0].id}," in said
 
     ended = light.wait_over()
     assert [job.state for job in ended.values()] == ["COMPLETED"] * 3
     assert light.published() == at_home
+    assert "\x1b" not in Path(ended["train"].log).read_text(), "a log is no terminal"
     for path in light.submission.rglob("*"):
         assert not path.is_file() or SECRET not in path.read_text(errors="replace"), path
 
@@ -94,11 +100,11 @@ def test_what_follows_a_failed_step_never_starts(cluster: Cluster, light: Light)
 def test_a_step_that_is_told_to_stop_or_preempted_goes_on_from_its_checkpoint(
     cluster: Cluster, light: Light, at_home: dict[str, Any]
 ) -> None:
-    light.submit(LIGHT_PACE_S="0.1")
+    light.submit(LIGHT_PACE_S="0.2")
     light.wait_for_seal("step_008")
     cluster("scancel", "--signal=TERM", light.jobs()["train"].id)
     light.wait(lambda jobs: jobs["train"].state != "RUNNING")
-    light.wait_for_seal("step_024")
+    light.wait_for_seal("step_016")
     # Another's job of a partition that comes first, on every node.
     urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     cluster("sbatch", *urgent)
@@ -120,7 +126,7 @@ def test_a_step_that_is_told_to_stop_or_preempted_goes_on_from_its_checkpoint(
 def test_cancelled_jobs_do_not_come_back_and_their_work_is_kept(
     cluster: Cluster, light: Light, at_home: dict[str, Any]
 ) -> None:
-    light.submit(LIGHT_PACE_S="0.3")
+    light.submit(LIGHT_PACE_S="0.5")
     light.wait_for_seal("step_008")
     status, said = light("cancel")
     assert status == 0, said
