@@ -68,6 +68,11 @@ def _submit(chain: Chain, target: str | None, options: Namespace) -> int:
 def plan(options: Namespace) -> int:
     """What would run, why, what follows, and what is reused."""
     chain = _load(options)
+    if chain.loaded.settings.site.kind == "kubernetes":
+        raise UserError(
+            "what is done at this site is on its volume, which is not to be seen from here: a run sends every "
+            "step, and those that are done are found so there; `lifecycle run ... --dry-run` shows the manifest"
+        )
     inputs.check_inputs(chain.loaded)
     planned = chain.plan()
     for item in planned:

@@ -96,6 +96,12 @@ def _slurm(where: str, slurm: schema.Slurm) -> Iterator[tuple[str, str]]:
         )
     if slurm.nodes > 1:
         yield f"{where}.nodes", "a step runs on one machine so far; training across machines is not built yet"
+    for key, values in (("container_image", [slurm.container_image or ""]), ("mounts", slurm.mounts)):
+        if not all(re.fullmatch(r"[\w./@+=:#-]*", value) for value in values):
+            yield (
+                f"{where}.{key}",
+                "NeMo-Run writes it into a script without quotes: no spaces, no letters of the shell",
+            )
     for index, mount in enumerate(slurm.mounts):
         if not re.fullmatch(r"[^:,]+:[^:,]+(:[a-z]+)?", mount):
             yield f"{where}.mounts.{index}", f"{mount!r} is not HOST:CONTAINER"

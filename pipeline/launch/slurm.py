@@ -93,7 +93,7 @@ def _executor(order: Order, step: StepOrder, site: schema.Site, folder: Path, tu
         additional_parameters={**extra, "kill_on_invalid_dep": "yes"},
         dependency_type="afterok",
         container_image=slurm.container_image,
-        container_mounts=list(slurm.mounts),
+        container_mounts=_mounts(order, slurm, folder),
         # Names: Pyxis takes the values from the job's environment, not from the image's.
         container_env=list(site.secrets) or None,
         job_name_prefix=f"{order.recipe}.",
@@ -103,6 +103,12 @@ def _executor(order: Order, step: StepOrder, site: schema.Site, folder: Path, tu
         tunnel=tunnel,
         poll_estimated_start_time=False,
     )
+
+
+def _mounts(order: Order, slurm: schema.Slurm, folder: Path) -> list[str]:
+    """The site's own, and what a step works on under the paths that it has here."""
+    runs = folder.parents[2]  # RUNS/RECIPE/launch/NUMBER
+    return list(dict.fromkeys([*slurm.mounts, f"{runs}:{runs}", f"{order.cwd}:{order.cwd}"]))
 
 
 def _srun(slurm: schema.Slurm) -> list[str]:
@@ -183,11 +189,12 @@ def _number(job: Any) -> str:
 
 
 def _check_paths(order: Order, folder: Path) -> None:
-    if not SAFE_PATH.fullmatch(str(folder)):
-        raise UserError(
-            f"{folder}: NeMo-Run writes this path into its scripts without quotes; use a runs folder whose "
-            "path is made of letters, digits and . _ / @ + = - (--runs FOLDER)"
-        )
+    for path, what in ((str(folder), "runs folder (--runs FOLDER)"), (order.cwd, "working folder")):
+        if not SAFE_PATH.fullmatch(path):
+            raise UserError(
+                f"{path}: NeMo-Run writes this path into its scripts without quotes; use a {what} whose path is "
+                "made of letters, digits and . _ / @ + = -"
+            )
     for text in (
         order.cwd,
         str(folder),

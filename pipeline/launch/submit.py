@@ -108,11 +108,15 @@ def _order(chain: Chain, steps: list[graph.Step], folder: Path, options: list[st
     environment: dict[str, str] = {}
     files: dict[str, str] = {}
     if site.kind == "slurm":
-        cwd, runs, python = str(Path.cwd()), str(chain.runs.resolve()), site.slurm.python or sys.executable
+        cwd, runs = str(Path.cwd()), str(chain.runs.resolve())
+        python = site.slurm.python or sys.executable
         environment["PYTHONPATH"] = str(ROOT)
         # NeMo-Run asks srun for unbuffered output, which makes a log look like a terminal.
         environment["TTY_COMPATIBLE"] = "0"
-        if "LIFECYCLE_VENVS" in os.environ:
+        if site.slurm.container_image:  # has environments of its own
+            python = site.slurm.python or f"{site.slurm.root}/.venvs/controller/bin/python"
+            environment["PYTHONPATH"] = site.slurm.root
+        elif "LIFECYCLE_VENVS" in os.environ:
             environment["LIFECYCLE_VENVS"] = str(Path(os.environ["LIFECYCLE_VENVS"]).resolve())
     else:
         cluster = site.kubernetes

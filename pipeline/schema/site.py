@@ -37,13 +37,17 @@ class Slurm:
         {}, "any other option of sbatch by its long name; true for one without value"
     )
     container_image: str | None = place(
-        None, "image that steps run in (Pyxis and Enroot); null: the environments of .venvs"
+        None,
+        "image that steps run in (Pyxis and Enroot); null: the environments of this machine, on a shared disk",
     )
+    root: str = place("/opt/nemo-lifecycle", "where the image has the repository and its environments")
     mounts: list[str] = place(
-        [], "HOST:CONTAINER folders of the image; the repository and runs at their own paths"
+        [], "HOST:CONTAINER folders of the image; the runs and this folder are there by themselves"
     )
     setup: list[str] = place([], "shell lines that a job begins with, e.g. module load cuda")
-    python: str | None = place(None, "the controller's interpreter on the nodes; null: the one that submits")
+    python: str | None = place(
+        None, "the controller's interpreter on the nodes; null: the one that submits, or that of the image"
+    )
     checkpoint_s: int = place(
         120, "seconds before the time limit at which a step is told to write its checkpoint", ge=10
     )

@@ -6,7 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pipeline.launch.orders import read_jobs
+from pipeline.toolchains import ROOT
 from tests.launch.cluster import Cluster
 from tests.launch.conftest import Light
 
@@ -23,7 +26,11 @@ def scripts(text: str) -> dict[str, str]:
 
 
 def test_a_chain_runs_as_jobs_in_order_and_gives_what_it_gives_at_home(
-    cluster: Cluster, light: Light, at_home: dict[str, Any], tmp_path: Path
+    cluster: Cluster,
+    light: Light,
+    at_home: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     light.site["secrets"] = ["LIGHT_SECRET"]
     light.write(
@@ -71,9 +78,9 @@ def test_a_chain_runs_as_jobs_in_order_and_gives_what_it_gives_at_home(
     for path in light.submission.rglob("*"):
         assert not path.is_file() or SECRET not in path.read_text(errors="replace"), path
 
-    time.sleep(3)  # Slurm has forgotten the jobs: MinJobAge is 2 s here
-    cluster("scontrol", "reconfigure")
-    assert [job.state for job in light.jobs().values()] == ["COMPLETED"] * 3
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", "/nowhere")  # as when Slurm has forgotten the jobs
+        assert [job.state for job in light.jobs().values()] == ["COMPLETED"] * 3
     status, said = light("run", LIGHT_SECRET=SECRET)
     assert (status, said.splitlines()[-1]) == (0, "nothing to submit")
 
@@ -152,3 +159,21 @@ def test_what_slurm_refuses_is_told_in_its_words_and_leaves_nothing(cluster: Clu
     assert "Slurm refused a job: invalid partition specified: nowhere" in said
     assert not light.runs.exists()
     assert not cluster("squeue", "--noheader"), "the job before it was taken back"
+
+
+def test_an_image_gets_the_runs_the_names_of_secrets_and_its_own_environments(
+    cluster: Cluster, light: Light
+) -> None:
+    """The text only: the Slurm of the tests has no Pyxis."""
+    light.site["secrets"] = ["LIGHT_SECRET"]
+    light.write(container_image="registry#lifecycle:1", mounts=["/data:/data:ro"])
+    status, shown = light("run", "--dry-run", LIGHT_SECRET=SECRET)
+    assert status == 0, shown
+    assert SECRET not in shown
+    srun = next(line for line in shown.splitlines() if line.startswith("srun --output"))
+    assert "--container-image registry#lifecycle:1 " in srun
+    assert f"--container-mounts /data:/data:ro,{light.runs}:{light.runs},{ROOT}:{ROOT}," in srun
+    assert "--container-env LIGHT_SECRET" in srun
+    assert "export PYTHONPATH=/opt/nemo-lifecycle" in shown
+    assert "exec /opt/nemo-lifecycle/.venvs/controller/bin/python -m" in shown
+    assert "LIFECYCLE_VENVS" not in shown

@@ -53,6 +53,7 @@ def test_a_site_may_be_a_file_anywhere(tmp_path: Path) -> None:
         ("site.slurm.nodes=2", "a step runs on one machine so far"),
         ("site.slurm.mounts=[/data]", "site.slurm.mounts.0: '/data' is not HOST:CONTAINER"),
         ("site.slurm.mounts=['/data:/data']", "means nothing without site.slurm.container_image"),
+        ("site.slurm.container_image='a;b'", "without quotes"),
         ("site.slurm.options='{dependency: 3}'", "is set by the chain itself"),
         ("site.slurm.options='{--mail-user: me}'", "long name without dashes"),
         ("site.slurm.stages='{trian: {mem: 8G}}'", "there is no stage 'trian'"),
