@@ -86,8 +86,13 @@ def jobs_of(folder: Path) -> list[JobStatus]:
 def _slurm(order: Order, jobs: list[Job], folder: Path) -> list[JobStatus]:
     seen = read_seen(folder)
     found: dict[str, JobStatus] = {}
+    answers = shutil.which("scontrol") is not None
     for job in jobs:
-        status = _asked(job) or _left(job, folder) or seen.get(job.stage)
+        try:
+            asked = _asked(job) if answers else None
+        except subprocess.TimeoutExpired:
+            asked, answers = None, False  # nor will it for the next
+        status = asked or _left(job, folder) or seen.get(job.stage)
         if status is None or (status is seen.get(job.stage) and status.live):
             status = _guess(job, status, found)
         last = seen.get(job.stage)
@@ -99,19 +104,14 @@ def _slurm(order: Order, jobs: list[Job], folder: Path) -> list[JobStatus]:
 
 
 def _asked(job: Job) -> JobStatus | None:
-    """What Slurm says of a job; None where it does not know it (any more), or is not there."""
-    if shutil.which("scontrol") is None:
-        return None
-    try:
-        done = subprocess.run(
-            ["scontrol", "show", "job", job.id, "--oneliner"],
-            capture_output=True,
-            text=True,
-            timeout=ASK_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return None
+    """What Slurm says of a job; None where it does not know it (any more)."""
+    done = subprocess.run(
+        ["scontrol", "show", "job", job.id, "--oneliner"],
+        capture_output=True,
+        text=True,
+        timeout=ASK_S,
+        check=False,
+    )
     if done.returncode or "JobState=" not in done.stdout:
         return None
     told = parse_job(done.stdout)

@@ -99,10 +99,6 @@ def test_what_follows_a_failed_step_never_starts(cluster: Cluster, light: Light)
     assert "never started: curate did not end well" in shown
     assert "The same command tries again" in shown, "the end of its log"
 
-    light.write_documents()
-    light.submit()
-    assert [job.state for job in light.wait_over().values()] == ["COMPLETED"] * 3
-
 
 def test_a_step_that_is_told_to_stop_or_preempted_goes_on_from_its_checkpoint(
     cluster: Cluster, light: Light, at_home: dict[str, Any]
