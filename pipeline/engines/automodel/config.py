@@ -147,4 +147,4 @@ def _backend() -> str:
 def _cuda() -> bool:
     import torch
 
-    return torch.cuda.is_available()
+    return bool(torch.cuda.is_available())
