@@ -34,12 +34,12 @@ BARE        = $(VENVS)/controller/bin/python -m pipeline $(1) $(OPTIONS)
 LIFECYCLE   = $(BARE) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
 VERBS  := plan status explain report verify chat stop cancel
 
-.PHONY: help run $(STAGES) $(VERBS) diff trace gc env clean-env test lint test-unit test-faults-short \
+.PHONY: help run $(STAGES) $(VERBS) fetch diff trace gc env clean-env test lint test-unit test-faults-short \
 	test-faults test-stages test-launch test-e2e test-full slurm bench-controller bench-curation locks
 
 help:
 	@sed -n '2,12s/^# \{0,1\}//p' Makefile
-	@echo "verbs: run $(STAGES) $(VERBS) diff trace gc"
+	@echo "verbs: run $(STAGES) $(VERBS) fetch diff trace gc"
 	@echo "and: test test-faults test-full lint env clean-env bench-controller bench-curation"
 
 run: $(CONTROLLER) $(CORE) $(SERVING) $(AT_SITE)
@@ -52,6 +52,9 @@ deploy export: $(CONTROLLER) $(CORE) $(SERVING) $(AT_SITE)
 	@$(call LIFECYCLE,$@)
 
 $(VERBS): $(CONTROLLER)
+	@$(call LIFECYCLE,$@)
+
+fetch: $(CONTROLLER) $(CORE)
 	@$(call LIFECYCLE,$@)
 
 diff: $(CONTROLLER)
@@ -90,7 +93,7 @@ lint: $(DEV)
 	@$(VENVS)/dev/bin/python -m ruff format --check pipeline tests benchmarks
 	@$(VENVS)/dev/bin/python -m mypy
 
-test-unit: $(DEV)
+test-unit: $(DEV) $(CONTROLLER)
 	$(VENVS)/dev/bin/python -m pytest tests/unit
 
 # Kills, full disks, races, pauses, rot: a sample of the places where they can happen ...

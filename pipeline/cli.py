@@ -169,6 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     verb("verify", verbs.verify, "read every artifact again and report what rotted, by file").add_argument(
         "--quarantine", action="store_true", help="move what is damaged aside, to be made anew"
     )
+    verb(
+        "fetch", verbs.fetch, "bring the base model of a recipe from the hub (HF_TOKEN) into the local cache"
+    )
     gc = verb("gc", verbs.gc, "list and remove what no recipe's latest chain needs", place)
     gc.add_argument("--yes", action="store_true", help="remove without asking")
     gc.add_argument("--interrupted", action="store_true", help="interrupted work as well")

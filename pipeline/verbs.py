@@ -214,6 +214,28 @@ def verify(options: Namespace) -> int:
     return 1
 
 
+def fetch(options: Namespace) -> int:
+    """Bring the recipe's base model from the Hugging Face hub into the local cache."""
+    import subprocess
+
+    from pipeline.runner.base import is_hub_id
+    from pipeline.toolchains import Toolchain
+
+    model = _load(options).loaded.settings.model
+    if model.base is None or not is_hub_id(model.base):
+        what = "starts from scratch" if model.base is None else f"has its base in {model.base}"
+        print(f"nothing to fetch: {options.recipe} {what}")
+        return 0
+    toolchain = Toolchain("core")
+    toolchain.require()
+    command = [str(toolchain.python), "-m", "pipeline.stages.fetch_base", model.base, model.revision]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise UserError(said[-1] if said else f"{model.base} could not be fetched")
+    return 0
+
+
 def gc(options: Namespace) -> int:
     """What nothing needs any more: list it, ask, remove it."""
     from pipeline.record.gc import remove, unneeded

@@ -47,7 +47,7 @@ def submit(chain: Chain, target: str | None, dry: bool, options: list[str]) -> S
     in the queue already, or the cluster refuses.
     """
     Toolchain(TOOLCHAIN).require()
-    if chain.loaded.settings.site.kind == "slurm":
+    if chain.loaded.settings.site.kind == "slurm" and not dry:
         inputs.check_inputs(chain.loaded)
     steps, notes = _to_do(chain, target)
     if not steps:

@@ -16,8 +16,9 @@ from typing import Any
 
 from pipeline import graph
 from pipeline.errors import GateClosed, UserError
+from pipeline.plan import site
 from pipeline.recipe import LoadedRecipe
-from pipeline.runner import gate, inputs
+from pipeline.runner import base, gate, inputs
 from pipeline.runner.attempt import can_go_on
 from pipeline.runner.digests import DigestMemory
 from pipeline.runner.display import Display
@@ -156,9 +157,12 @@ class Chain:
         recipe = self.loaded.settings
         found: dict[str, inputs.Input] = {}
         if step.stage.uses_documents:
+            if recipe.model.chat_template is not None:
+                file = base.template(recipe.model.chat_template)
+                found["model.chat_template"] = inputs.Input(self.memory.digest(file), path=str(file))
             found |= inputs.documents(recipe.curate, Toolchain(step.stage.toolchain), self.memory)
         if step.stage.uses_base_model and recipe.model.base is not None:
-            found |= inputs.base_model(Path(recipe.model.base), self.memory)
+            found |= inputs.base_model(recipe.model, self.memory)
         return found
 
     def _why(self, step: graph.Step, parts: dict[str, Any]) -> str:
@@ -194,6 +198,14 @@ class Chain:
 
     # -- running -----------------------------------------------------------------------
 
+    def _to_train(self, target: str | None, names: list[str] | None) -> list[str]:
+        """The steps up to ``target`` that would run; all, where an input that is missing keeps one from knowing."""
+        try:
+            todo = [each.step.name for each in self.plan(target) if each.state in ("run", "resume")]
+        except UserError:
+            todo = [step.name for step in self.steps]
+        return [name for name in todo if names is None or name in names]
+
     def run(self, display: Display, target: str | None = None, only: bool = False) -> list[Planned]:
         """Bring every step up to ``target`` up to date; returns what each one is now.
 
@@ -204,6 +216,7 @@ class Chain:
         steps = graph.ancestors(self.steps, target) if target else self.steps
         for name in sorted({step.stage.toolchain for step in (steps[-1:] if only else steps)}):
             Toolchain(name).require()
+        site.check(self.loaded, self._to_train(target, [steps[-1].name] if only else None))
         inputs.check_inputs(self.loaded)
         finished: dict[str, Planned] = {}
         try:

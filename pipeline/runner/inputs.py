@@ -22,6 +22,7 @@ from pipeline.curation import path_settings
 from pipeline.documents import is_remote, local_units, suffixes
 from pipeline.errors import UserError
 from pipeline.recipe import LoadedRecipe
+from pipeline.runner import base
 from pipeline.runner.digests import DigestMemory
 from pipeline.runner.identity import digest_of
 from pipeline.stages.step import write_json
@@ -53,29 +54,7 @@ def check_inputs(loaded: LoadedRecipe) -> None:
         if not folder and not Path(path).is_file():
             raise UserError(f"{loaded.origin(setting)}: {setting}: there is no file {path}")
     if loaded.settings.model.base is not None:
-        check_base_model(loaded)
-
-
-def check_base_model(loaded: LoadedRecipe) -> None:
-    """Raise :class:`UserError` unless ``model.base`` is a folder one can start from."""
-    base = Path(str(loaded.settings.model.base))
-    where = f"{loaded.origin('model.base')}: model.base"
-    if not base.is_dir():
-        raise UserError(f"{where}: there is no folder {base}; give a local Hugging Face folder")
-    if not (base / "config.json").is_file():
-        raise UserError(f"{where}: {base} has no config.json, so it is not a Hugging Face model folder")
-    if not any(base.glob("*.safetensors")):
-        pickled = [p.name for p in base.glob("*.bin")] + [p.name for p in base.glob("*.pt*")]
-        hint = f" ({', '.join(sorted(pickled))} is a pickle and is not read)" if pickled else ""
-        raise UserError(f"{where}: {base} has no weights: no *.safetensors file{hint}")
-    index = base / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(shard for shard in shards if not (base / shard).is_file())
-        if missing:
-            raise UserError(f"{where}: {base} is not complete: {', '.join(missing)} missing")
-    if not (base / "tokenizer.json").is_file():
-        raise UserError(f"{where}: {base} has no tokenizer.json (a Hugging Face fast tokenizer is needed)")
+        base.check(loaded)
 
 
 @dataclass(frozen=True)
@@ -146,9 +125,13 @@ def _remote(index: int, source: schema.Source, toolchain: Toolchain) -> dict[str
     }
 
 
-def base_model(base: Path, memory: DigestMemory) -> dict[str, Input]:
-    """A base model's configuration, tokenizer and weights, by role."""
-    files = sorted(p for p in base.iterdir() if p.suffix in (".json", ".safetensors", ".jinja", ".model"))
+def base_model(model: schema.Model, memory: DigestMemory) -> dict[str, Input]:
+    """A base model's configuration, tokenizer and weights, by role; a name where it is not here."""
+    found = base.folder(model)
+    if found is None:
+        return {"base": Input(digest_of([model.base, model.revision]), path=model.base)}
+    kinds = (".json", ".safetensors", ".jinja", ".model")
+    files = sorted(p for p in found.iterdir() if p.suffix in kinds) if found.is_dir() else []
     return {f"base/{file.name}": _file(file, memory) for file in files}
 
 

@@ -13,6 +13,7 @@ from pipeline.curation import path_settings
 from pipeline.documents import is_remote
 from pipeline.errors import Damaged, LifecycleError, UserError
 from pipeline.recipe import LoadedRecipe
+from pipeline.runner import base as bases
 from pipeline.runner import gate
 from pipeline.runner.attempt import curves, note_attempt, read_attempts, take_up
 from pipeline.runner.display import Display
@@ -116,9 +117,12 @@ def _job(order: Order, identity: str, held: Lease) -> dict[str, Any]:
     if "curate" in settings:
         for _, holder, key in path_settings(settings["curate"]):
             holder[key] = _absolute(holder[key])
-    base = _absolute(recipe.model.base) if step.stage.uses_base_model else None
+    given = bases.folder(recipe.model) if recipe.model.base is not None else None
+    base = str(given.resolve()) if given and step.stage.uses_base_model else None
     if "model" in settings:
-        settings["model"]["base"] = _absolute(recipe.model.base)
+        settings["model"]["base"] = base
+        name = recipe.model.chat_template
+        settings["model"]["chat_template"] = None if name is None else str(bases.template(name).resolve())
     extra: dict[str, Any] = {"ray": recipe.site.ray} if step.stage.uses_documents else {}
     if step.stage.live:
         extra["server_record"] = str(order.store.server_record().resolve())

@@ -17,7 +17,10 @@ TOO_LONG = "what becomes of an example longer than the context: left out, its pr
 
 @dataclass
 class Launch:
-    """How many processes a training step runs as. Never bears identity."""
+    """What a recipe was made for, and how many processes a training step runs as. Never bears identity."""
+
+    gpus: int = setting(0, "GPUs that the recipe was made for (0: none needed)", ge=0, identity=False)
+    gpu_memory_gb: int = setting(0, "memory of each of them, in GB", ge=0, identity=False)
 
     processes: int = setting(
         0, "processes of a training step on this machine (0: one for each GPU, or one)", ge=0, identity=False
@@ -29,7 +32,14 @@ class Model:
     """The model's shape (Hugging Face ``LlamaConfig`` names), or the folder it comes from."""
 
     base: str | None = setting(
-        None, "a local Hugging Face folder (config, safetensors, tokenizer) to start from instead of scratch"
+        None,
+        "a Hugging Face folder (config, safetensors, tokenizer) or hub id to start from instead of scratch",
+    )
+    revision: str = setting("main", "branch, tag or commit of a hub id", identity=False)
+    chat_template: str | None = setting(
+        None,
+        "how conversations are written where the base has no template: a file, or a name of configs/chat_templates",
+        identity=False,
     )
     vocab_size: int = setting(4096, "tokens of the byte-level BPE tokenizer that curation trains", ge=300)
     hidden_size: int = setting(128, "width", ge=8)

@@ -273,7 +273,8 @@ class Curation:
     def _tokenizer(self, shards: list[Path], splits: Path) -> Path:
         folder = self.step.output / "tokenizer"
         if self.step.base_model:
-            tokens.copy_tokenizer(self.step.base_model, folder)
+            template = self.model.chat_template
+            tokens.copy_tokenizer(self.step.base_model, folder, Path(template) if template else None)
             return folder
         kept = self.step.state / "tokenizer"
         if not kept.exists():

@@ -71,9 +71,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int, folder:
     )
 
 
-def copy_tokenizer(base: Path, folder: Path) -> None:
-    """Save a base model's tokenizer, with our chat template where it has none.
+def copy_tokenizer(base: Path, folder: Path, template: Path | None = None) -> None:
+    """Save a base model's tokenizer, with the given chat template, or ours where it has none.
 
+    Its ``eos_token`` becomes what the template ends a turn with, for that is where an answer ends.
     Raises :class:`InputError` where the tokenizer has no end-of-sequence token.
     """
     from transformers import PreTrainedTokenizerFast
@@ -83,7 +84,11 @@ def copy_tokenizer(base: Path, folder: Path) -> None:
         raise InputError(f"model.base: the tokenizer in {base} names no eos_token")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if not tokenizer.chat_template:
+    if template is not None:
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    if tokenizer.chat_template:
+        tokenizer.eos_token = _turn_end(tokenizer)
+    else:
         if any(
             tokenizer.convert_tokens_to_ids(t) in (None, tokenizer.unk_token_id)
             for t in (TURN_START, TURN_END)
@@ -101,6 +106,17 @@ def copy_tokenizer(base: Path, folder: Path) -> None:
     if template.exists():  # transformers 5 writes a file of its own, which 4.57's OpenVINO path ignores
         config["chat_template"] = template.read_text(encoding="utf-8")
     write_json(folder / "tokenizer_config.json", config)
+
+
+def _turn_end(tokenizer: Any) -> str:
+    """The special token that stands behind an answer in the tokenizer's chat template.
+
+    The ``eos_token`` where none does; the template is then refused when it comes to training.
+    """
+    turns = [{"role": "user", "content": "asked"}, {"role": "assistant", "content": "answered"}]
+    behind = tokenizer.apply_chat_template(turns, tokenize=False).rsplit("answered", 1)[-1]
+    special = sorted(tokenizer.all_special_tokens + list(tokenizer.get_added_vocab()), key=len, reverse=True)
+    return next((token for token in special if behind.startswith(token)), str(tokenizer.eos_token))
 
 
 def counter(folder: Path) -> Callable[[str], int]:

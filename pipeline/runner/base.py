@@ -1,0 +1,119 @@
+"""The user's base model: a local Hugging Face folder, or a model of the Hugging Face hub.
+
+A hub model (``model.base: ORG/NAME``, ``model.revision``) is looked for in the hub's local cache,
+where ``lifecycle fetch`` puts it; steps never reach for the network.  :func:`check` looks at
+everything that can be wrong with a base before anything starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pipeline import schema
+from pipeline.errors import UserError
+from pipeline.recipe import LoadedRecipe
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+ARCHITECTURES = ("LlamaForCausalLM",)
+TEMPLATES = Path(__file__).resolve().parents[2] / "configs" / "chat_templates"
+
+
+def is_hub_id(base: str) -> bool:
+    """Whether a base is a hub model's id: ``ORG/NAME``, and no folder of that name."""
+    return HUB_ID.fullmatch(base) is not None and not Path(base).exists()
+
+
+def folder(model: schema.Model) -> Path | None:
+    """Where the base lies on this machine; None for a hub model that was not fetched.
+
+    Follows the hub cache's layout (``models--ORG--NAME/snapshots/COMMIT``; huggingface_hub,
+    "Understand caching") and its variables HF_HUB_CACHE and HF_HOME.
+    """
+    assert model.base is not None
+    if not is_hub_id(model.base):
+        return Path(model.base)
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    kept = cache / f"models--{model.base.replace('/', '--')}"
+    reference = kept / "refs" / model.revision
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else model.revision
+    found = kept / "snapshots" / commit
+    return found if (found / "config.json").exists() else None
+
+
+def template(name: str) -> Path:
+    """The file of ``model.chat_template``: one of ``configs/chat_templates``, or a path."""
+    own = TEMPLATES / f"{name}.jinja"
+    return own if own.is_file() else Path(name)
+
+
+def check(loaded: LoadedRecipe) -> None:
+    """Raise :class:`UserError` unless ``model.base`` is whole, and of a kind that can be trained."""
+    model = loaded.settings.model
+    where = f"{loaded.origin('model.base')}: model.base"
+    base = folder(model)
+    if base is None:
+        raise UserError(
+            f"{where}: {model.base} (revision {model.revision}) is not on this machine: `make fetch RECIPE={loaded.name}` "
+            "downloads it. Where its licence has to be accepted, do so on its page and put your token into the "
+            "environment as HF_TOKEN; or set model.base to a local Hugging Face folder"
+        )
+    if not base.is_dir():
+        raise UserError(f"{where}: there is no folder {base}; give a local Hugging Face folder or a hub id")
+    if not (base / "config.json").is_file():
+        raise UserError(f"{where}: {base} has no config.json, so it is not a Hugging Face model folder")
+    _check_weights(base, where)
+    if not (base / "tokenizer.json").is_file():
+        raise UserError(f"{where}: {base} has no tokenizer.json (a Hugging Face fast tokenizer is needed)")
+    config = _read(base / "config.json", where)
+    kinds = config.get("architectures") or ["none named"]
+    if not set(kinds) & set(ARCHITECTURES):
+        raise UserError(
+            f"{where}: {base} is a {', '.join(kinds)}; what can be trained here is {', '.join(ARCHITECTURES)}"
+        )
+    tokens = len(_read(base / "tokenizer.json", where).get("model", {}).get("vocab", []))
+    if tokens > int(config.get("vocab_size", 0)):
+        raise UserError(
+            f"{where}: the tokenizer in {base} has {tokens} tokens and the model room for {config.get('vocab_size')}"
+        )
+    longest = int(config.get("max_position_embeddings", model.context))
+    if model.context > longest:
+        raise UserError(
+            f"{loaded.origin('model.context')}: model.context = {model.context}, and {base} was made for {longest}"
+        )
+    _check_template(loaded, base)
+
+
+def _check_weights(base: Path, where: str) -> None:
+    if not any(base.glob("*.safetensors")):
+        pickled = [p.name for p in base.glob("*.bin")] + [p.name for p in base.glob("*.pt*")]
+        hint = f" ({', '.join(sorted(pickled))} is a pickle and is not read)" if pickled else ""
+        raise UserError(f"{where}: {base} has no weights: no *.safetensors file{hint}")
+    index = base / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(_read(index, where)["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (base / shard).is_file())
+        if missing:
+            raise UserError(f"{where}: {base} is not complete: {', '.join(missing)} missing")
+
+
+def _check_template(loaded: LoadedRecipe, base: Path) -> None:
+    name = loaded.settings.model.chat_template
+    if name is not None and not template(name).is_file():
+        own = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+        raise UserError(
+            f"{loaded.origin('model.chat_template')}: model.chat_template: there is neither a file {name} nor a "
+            f"template of that name; there are: {own}"
+        )
+
+
+def _read(path: Path, where: str) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+    except ValueError as error:
+        raise UserError(f"{where}: {path} is not JSON: {error}") from None

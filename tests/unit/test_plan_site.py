@@ -1,0 +1,85 @@
+"""What a recipe needs: parameters exactly, memory by its formula, and refusals that say what fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import recipe, schema
+from pipeline.errors import UserError
+from pipeline.plan.memory import GB, adapter_parameters, need, parameters
+from pipeline.plan.site import Machine, check
+from pipeline.toolchains import ROOT
+
+NONE = Machine(0, 0.0, 25 * GB)
+ONE_H100 = Machine(1, 80 * 2**30, 500 * GB)
+
+
+def load(name: str, settings: str = "") -> recipe.LoadedRecipe:
+    return recipe.load(name, ROOT, settings, "local")
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),  # of transformers' LlamaForCausalLM of the published configurations
+    [("1b", 1_235_814_400), ("8b", 8_030_261_248), ("70b", 70_553_706_496), ("405b", 405_853_388_800)],
+)
+def test_parameters_are_those_of_the_published_models(name: str, count: int) -> None:
+    assert parameters(load(f"llama-{name}").settings.model) == count
+
+
+def test_adapters_of_rank_8_on_8b_are_as_peft_counts_them() -> None:
+    # Seven projections: 2 x (4096 + 4096), 2 x (4096 + 1024), 3 x (4096 + 14336), times 8 x 32 layers.
+    assert adapter_parameters(load("llama-8b").settings.model, 8) == 20_971_520
+
+
+def test_memory_follows_its_formula() -> None:
+    model = load("llama-8b").settings.model
+    plain = schema.Train(micro_batch_size=1)
+    whole = need(model, plain, 1)
+    count = parameters(model)
+    assert (whole.weights, whole.gradients, whole.optimiser) == (4 * count, 4 * count, 8 * count)
+    sharded = need(model, schema.Train(parallel=schema.Parallel(strategy="fsdp2")), 8)
+    assert sharded.weights == count / 2
+    small = need(model, schema.Train(peft="lora", precision="bf16-weights"), 1)
+    assert small.weights == 2 * count
+    assert small.optimiser == 4 * adapter_parameters(model, 16)
+    copied = need(model, schema.Align(), 1)
+    assert copied.reference == 4 * count
+    assert need(model, schema.Align(exact_kl=False), 1).reference == 0
+    kept = need(model, schema.Train(parallel=schema.Parallel(recompute="none")), 1).activations
+    assert kept > 4 * need(model, schema.Train(parallel=schema.Parallel(recompute="full")), 1).activations
+
+
+def test_no_gpu_is_refused_with_what_can_be_done() -> None:
+    with pytest.raises(UserError) as refused:
+        check(load("llama-8b"), ["curate", "train"], NONE)
+    said = str(refused.value)
+    assert "made for 8 GPUs of 80 GB, and there is no NVIDIA GPU and 25 GB of memory" in said
+    assert "SITE=slurm" in said
+    assert "RECIPE=llama-tiny" in said
+    check(load("llama-8b"), ["curate"], NONE)  # curation needs none
+
+
+def test_too_little_memory_is_refused_with_the_setting_that_fits() -> None:
+    with pytest.raises(UserError) as refused:
+        check(load("llama-8b"), ["train"], ONE_H100)
+    said = str(refused.value)
+    assert "1 GPU of 86 GB" in said
+    assert 'What fits here: SET="train.peft=lora' in said
+    setting = said.rsplit('SET="', 1)[1].split('"')[0]
+    check(load("llama-8b", setting), ["train"], ONE_H100)
+
+
+def test_the_tiny_recipes_fit_a_laptop() -> None:
+    for name in ("llama-tiny", "llama-mini"):
+        check(load(name), ["pretrain", "train", "align"], Machine(0, 0.0, 8 * GB))
+
+
+def test_a_model_too_large_for_main_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="for each of 1 processes"):
+        check(
+            load("llama-tiny", "model.hidden_size=8192 model.layers=40 model.heads=64 model.kv_heads=8"),
+            ["pretrain"],
+            NONE,
+        )
