@@ -191,7 +191,9 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         load = self.checkpointer.load_model
 
         def unwrapped(model: Any, *arguments: Any, **named: Any) -> Any:
-            return load(getattr(model, "module", model), *arguments, **named)
+            parts = model if isinstance(model, list) else [model]
+            inside = [getattr(part, "module", part) for part in parts]
+            return load(inside if isinstance(model, list) else inside[0], *arguments, **named)
 
         self.checkpointer.load_model = unwrapped
         try:
