@@ -28,6 +28,7 @@ SERVING    := $(VENVS)/serving/$(STAMP)
 LAUNCH     := $(VENVS)/launch/$(STAMP)
 # A site whose steps are jobs of a cluster needs NeMo-Run here.
 AT_SITE    := $(if $(filter-out local ray,$(SITE)),$(LAUNCH))
+NEMO       := $(VENVS)/nemo/$(STAMP)
 DEV        := $(VENVS)/dev/$(STAMP)
 BENCH      := $(VENVS)/bench/$(STAMP)
 BARE        = $(VENVS)/controller/bin/python -m pipeline $(1) $(OPTIONS)
@@ -78,11 +79,11 @@ env-%: $(VENVS)/%/$(STAMP)
 	@:
 
 clean-env:
-	rm -rf $(addprefix $(VENVS)/,controller core serving launch dev bench bench-datatrove bench-data-juicer)
+	rm -rf $(addprefix $(VENVS)/,controller core serving launch nemo dev bench bench-datatrove bench-data-juicer)
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:
-	@$(PYTHON) -m pipeline.toolchains lock controller core serving launch dev bench bench-datatrove bench-data-juicer
+	@$(PYTHON) -m pipeline.toolchains lock controller core serving launch nemo dev bench bench-datatrove bench-data-juicer
 
 # ----------------------------------------------------------------------------- tests
 
@@ -104,9 +105,10 @@ test-faults-short: $(DEV) $(CONTROLLER)
 test-faults: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
 	FAULTS=full $(VENVS)/dev/bin/python -m pytest tests/faults
 
-test-stages: $(CORE) $(SERVING)
+test-stages: $(CORE) $(SERVING) $(NEMO)
 	$(VENVS)/core/bin/python -m pytest tests/stages/core
 	$(VENVS)/serving/bin/python -m pytest tests/stages/serving
+	$(VENVS)/nemo/bin/python -m pytest tests/stages/nemo -W ignore
 
 # Chains through NeMo-Run on a real Slurm that the tests start and stop on this machine.
 test-launch: $(CONTROLLER) $(LAUNCH) slurm

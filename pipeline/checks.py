@@ -10,7 +10,19 @@ from collections.abc import Iterator
 
 from pipeline import curation, schema
 from pipeline.launch.checks import site_faults
+from pipeline.schema import Optimisation
 
+# Values that the engines nemo and aligner can do something with.
+AUTOMODEL_ONLY: dict[str, tuple[object, ...]] = {
+    "answers": ("last",),
+    "too_long": ("drop",),
+    "peft": ("none", "lora"),
+    "schedule": ("cosine",),
+    "best_every": (0,),
+    "loss": ("dpo",),
+    "label_smoothing": (0,),
+    "average": (None, False),
+}
 LARGEST_RATIO = 1e6  # of two sources' weights
 
 
@@ -34,6 +46,8 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
                 f"{section}.warmup_steps",
                 f"{settings.warmup_steps} leaves nothing of {section}.max_steps = {settings.max_steps}",
             )
+        yield from _engine(section, settings)
+        yield from _layout(section, settings)
     name = recipe.export.model_name
     if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
         yield "export.model_name", f"{name!r} is part of an address: letters, digits, '-', '_' and '.' only"
@@ -45,6 +59,58 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
     if recipe.gate.override_reason is not None and len(recipe.gate.override_reason.strip()) < 8:
         yield "gate.override_reason", "give a reason that a reader of the record will understand"
     yield from site_faults(recipe.site)
+
+
+def _engine(
+    section: str, settings: schema.Pretrain | schema.Train | schema.Align
+) -> Iterator[tuple[str, str]]:
+    """What an engine other than automodel, which cuts a model over GPUs, asks of the sizes."""
+    if settings.engine == "automodel":
+        return
+    nemo = settings.nemo
+    gpus, model = nemo.nodes * nemo.gpus, nemo.tensor * nemo.pipeline * nemo.context
+    if gpus % model:
+        yield (
+            f"{section}.nemo.gpus",
+            f"{nemo.nodes} x {nemo.gpus} GPUs cannot be cut into groups of {model} (tensor {nemo.tensor} x "
+            f"pipeline {nemo.pipeline} x context {nemo.context})",
+        )
+        return
+    replicas = gpus // model
+    if settings.global_batch_size % (settings.micro_batch_size * replicas):
+        yield (
+            f"{section}.global_batch_size",
+            f"{settings.global_batch_size} is no multiple of {section}.micro_batch_size = "
+            f"{settings.micro_batch_size} times {replicas} replicas ({gpus} GPUs in groups of {model})",
+        )
+    if nemo.sequence_parallel and nemo.tensor == 1:
+        yield f"{section}.nemo.sequence_parallel", f"needs {section}.nemo.tensor above 1"
+    for name, kept in AUTOMODEL_ONLY.items():
+        if getattr(settings, name, kept[0]) not in kept:
+            yield (
+                f"{section}.{name}",
+                f"{getattr(settings, name)!r} is for the engine automodel; {settings.engine} goes with "
+                f"{' or '.join(repr(value) for value in kept)}",
+            )
+
+
+def _layout(section: str, settings: Optimisation) -> Iterator[tuple[str, str]]:
+    """What cannot go together in how the work is spread, and in the preference losses."""
+    shape = settings.parallel
+    if shape.strategy == "ddp" and (shape.tensor > 1 or shape.context > 1):
+        name = "tensor" if shape.tensor > 1 else "context"
+        yield f"{section}.parallel.{name}", f"needs {section}.parallel.strategy=fsdp2: ddp keeps layers whole"
+    if shape.sequence and shape.tensor == 1:
+        yield f"{section}.parallel.sequence", f"needs {section}.parallel.tensor above 1"
+    if shape.context > 1 and settings.packing:
+        yield f"{section}.packing", f"does not go with {section}.parallel.context above 1"
+    if shape.context > 1 and isinstance(settings, schema.Align):
+        yield (
+            f"{section}.parallel.context",
+            "is for next-token training: preference losses need whole answers",
+        )
+    if isinstance(settings, schema.Align) and settings.loss == "orpo" and settings.sft_weight:
+        yield "align.sft_weight", "orpo holds the loss on the chosen answers already; set it to 0"
 
 
 def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:

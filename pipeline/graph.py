@@ -8,7 +8,8 @@ steps with their parents; nothing else in the controller knows one stage from an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from pipeline.errors import UserError
 
@@ -24,7 +25,8 @@ class Stage:
     absent.  ``produces`` are the files and folders that a finished step must have.
     ``live`` marks a stage whose product is a running server and not only files.
     ``carries`` are files outside the package that the work takes in (relative to the
-    repository); ``module`` does the work, ``pipeline.stages.NAME`` unless given.
+    repository); ``module`` does the work, ``pipeline.stages.NAME`` unless given.  ``engines`` are
+    other ways to do it (the section's setting ``engine``): name, toolchain and module of each.
     """
 
     name: str
@@ -39,7 +41,15 @@ class Stage:
     live: bool = False
     carries: tuple[str, ...] = ()
     module: str = ""
+    engines: tuple[tuple[str, str, str], ...] = ()
     purpose: str = ""
+
+    def by(self, engine: str) -> Stage:
+        """The stage as an engine does it; one that is not among ``engines`` is the stage's own."""
+        for name, toolchain, module in self.engines:
+            if name == engine:
+                return replace(self, toolchain=toolchain, module=module)
+        return self
 
     @property
     def source(self) -> str:
@@ -49,6 +59,7 @@ class Stage:
 
 MODELS = ("pretrain", "train", "align")
 DATA_AND_MODELS = (("data", ("curate",)), *((name, (name,)) for name in MODELS))
+NEMO = ("nemo", "nemo", "pipeline.engines.nemo.step")
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -73,7 +84,8 @@ STAGES: tuple[Stage, ...] = (
         toolchain="core",
         sections=("model", "pretrain"),
         consumes=(("data", ("curate",)),),
-        produces=("model.json", "model/config.json", "model/model.safetensors"),
+        engines=(NEMO,),
+        produces=("model.json", "model/config.json"),
         purpose="a language model from scratch",
     ),
     Stage(
@@ -83,6 +95,7 @@ STAGES: tuple[Stage, ...] = (
         sections=("model", "train"),
         consumes=(("data", ("curate",)), ("pretrain", ("pretrain",))),
         optional=("pretrain",),
+        engines=(NEMO,),
         uses_base_model=True,
         produces=("model.json",),
         purpose="supervised fine-tuning on the instruction pairs",
@@ -94,6 +107,7 @@ STAGES: tuple[Stage, ...] = (
         sections=("model", "align"),
         consumes=(("data", ("curate",)), ("pretrain", ("pretrain",)), ("train", ("train",))),
         optional=("pretrain", "train"),
+        engines=(("aligner", "nemo", "pipeline.engines.aligner.step"),),
         uses_base_model=True,
         produces=("model.json",),
         purpose="direct preference optimisation",
@@ -158,10 +172,12 @@ class Step:
         return self.stage.name
 
 
-def resolve(names: list[str], has_base_model: bool) -> tuple[Step, ...]:
+def resolve(
+    names: list[str], has_base_model: bool, engines: Mapping[str, str] | None = None
+) -> tuple[Step, ...]:
     """The steps of a recipe that lists these stages, in the order of the graph.
 
-    With a base model, pre-training is left out and the base takes its place.  Raises
+    With a base model, pre-training is left out and the base takes its place.  ``engines``: by stage.  Raises
     :class:`UserError` for an unknown stage or one whose input no listed stage supplies.
     """
     for name in names:
@@ -185,7 +201,7 @@ def resolve(names: list[str], has_base_model: bool) -> tuple[Step, ...]:
             raise UserError(
                 f"stages: {stage.name} needs a model: add pretrain to the stages, or set model.base"
             )
-        steps.append(Step(stage, tuple(parents)))
+        steps.append(Step(stage.by((engines or {}).get(stage.name, "")), tuple(parents)))
     return tuple(steps)
 
 

@@ -24,8 +24,19 @@ from pathlib import Path
 from pipeline.errors import LifecycleError, UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = ("controller", "core", "serving", "launch", "dev", "bench", "bench-datatrove", "bench-data-juicer")
-NEEDS_GB = {"controller": 0.2, "core": 6.0, "serving": 6.0, "launch": 1.5, "dev": 0.5}  # others: DEFAULT_GB
+NAMES = (
+    "controller",
+    "core",
+    "serving",
+    "launch",
+    "nemo",
+    "dev",
+    "bench",
+    "bench-datatrove",
+    "bench-data-juicer",
+)
+# Others: DEFAULT_GB.
+NEEDS_GB = {"controller": 0.2, "core": 6.0, "serving": 6.0, "launch": 1.5, "nemo": 5.0, "dev": 0.5}
 DEFAULT_GB = 1.0
 STAMP = ".lock-digest"
 LOCK_HEADER = "# Written by `make locks`; every package that the environment holds, transitive ones included."

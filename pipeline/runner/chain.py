@@ -72,7 +72,8 @@ class Chain:
         self.store = Store(self.runs, self.loaded.name)
         self.memory = DigestMemory(self.runs / ".digests.json", reread=self.verify)
         if not self.steps:
-            self.steps = graph.resolve(recipe.stages, recipe.model.base is not None)
+            engines = {name: getattr(recipe, name).engine for name in graph.MODELS}
+            self.steps = graph.resolve(recipe.stages, recipe.model.base is not None, engines)
 
     # -- planning ----------------------------------------------------------------------
 

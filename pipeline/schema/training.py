@@ -92,6 +92,21 @@ class Parallel:
 
 
 @dataclass
+class Nemo:
+    """What the engines nemo and aligner need besides: NeMo's recipe, and the GPUs it is built for."""
+
+    recipe: str | None = setting(
+        None, "nemo-toolkit's recipe to start from, e.g. llama31_8b; none: its defaults, in the model's shape"
+    )
+    nodes: int = setting(1, "machines", ge=1, identity=False)
+    gpus: int = setting(8, "GPUs of a machine", ge=1, identity=False)
+    tensor: int = setting(1, "tensor parallel size", ge=1, identity=False)
+    pipeline: int = setting(1, "pipeline parallel size", ge=1, identity=False)
+    context: int = setting(1, "context parallel size", ge=1, identity=False)
+    sequence_parallel: bool = setting(False, "cut activations along the sequence too", identity=False)
+
+
+@dataclass
 class Optimisation:
     """What pre-training, fine-tuning and alignment have in common."""
 
@@ -144,11 +159,20 @@ class Optimisation:
 class Pretrain(Optimisation):
     """Pre-training from scratch on the documents (next-token loss, packed sequences)."""
 
+    engine: str = setting(
+        "automodel", "what trains; nemo: nemo-toolkit, on GPUs", choices=("automodel", "nemo")
+    )
+    nemo: Nemo = field(default_factory=Nemo)
+
 
 @dataclass
 class Train(Optimisation):
     """Supervised fine-tuning on the instruction pairs (loss on the answer tokens only)."""
 
+    engine: str = setting(
+        "automodel", "what trains; nemo: nemo-toolkit, on GPUs", choices=("automodel", "nemo")
+    )
+    nemo: Nemo = field(default_factory=Nemo)
     answers: str = setting("last", "answers of a conversation that are learned", choices=("last", "all"))
     too_long: str = setting("drop", TOO_LONG, choices=LENGTHS)
     peft: str = setting("none", PEFT, choices=PEFT_KINDS)
@@ -159,6 +183,10 @@ class Train(Optimisation):
 class Align(Optimisation):
     """Preference optimisation on the preference pairs; the losses are in ``engines/automodel/preference_losses.py``."""
 
+    engine: str = setting(
+        "automodel", "what aligns; aligner: NeMo-Aligner, in its container", choices=("automodel", "aligner")
+    )
+    nemo: Nemo = field(default_factory=Nemo)
     loss: str = setting("dpo", "the preference loss", choices=PREFERENCE_LOSSES)
     beta: float = setting(
         0.1,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pipeline import graph, schema
 from pipeline.errors import UserError
+from pipeline.runner.provenance import source_digest, source_files
+from pipeline.toolchains import NAMES
 
 
 def names(steps: tuple[graph.Step, ...]) -> list[str]:
@@ -32,6 +36,27 @@ def test_a_base_model_takes_the_place_of_pretraining() -> None:
     assert "pretrain" not in names(steps)
     train = next(step for step in steps if step.name == "train")
     assert train.parents == (("data", "curate"),)
+
+
+def test_an_engine_brings_its_toolchain_and_module() -> None:
+    engines = {"pretrain": "automodel", "train": "nemo", "align": "aligner"}
+    found = {step.name: step.stage for step in graph.resolve(schema.ALL_STAGES, False, engines)}
+    assert [found[name].toolchain for name in graph.MODELS] == ["core", "nemo", "nemo"]
+    assert found["train"].source == "pipeline.engines.nemo.step"
+    assert found["align"].source == "pipeline.engines.aligner.step"
+    assert found["pretrain"] == graph.BY_NAME["pretrain"]
+    # What is offered as a setting is what the graph knows.
+    for name in graph.MODELS:
+        declared = {each.name: each for each in dataclasses.fields(getattr(schema, name.capitalize()))}
+        others = {engine for engine, _, _ in graph.BY_NAME[name].engines}
+        assert set(declared["engine"].metadata["choices"]) == {"automodel", *others}
+    assert {toolchain for stage in graph.STAGES for _, toolchain, _ in stage.engines} <= set(NAMES)
+
+
+def test_an_engine_s_code_is_what_its_record_digests() -> None:
+    train = graph.BY_NAME["train"]
+    assert source_digest(train.by("nemo")) != source_digest(train)
+    assert not any("engines/nemo" in str(file) for file in source_files(train.source))
 
 
 def test_alignment_may_be_left_out() -> None:

@@ -88,6 +88,23 @@ def test_misspelt_key_inside_a_list_of_sources(root: Path) -> None:
         ("bogus=1", "unknown key"),
         ("train.lr", "expected KEY=VALUE"),
         ("train.micro_batch_size=7", "does not divide"),
+        ("train.engine=nemos", "did you mean 'nemo'?"),
+        (
+            "train.engine=nemo' 'train.nemo.tensor=3",
+            "train.nemo.gpus: 1 x 8 GPUs cannot be cut into groups of 3",
+        ),
+        (
+            "train.engine=nemo' 'train.micro_batch_size=32",
+            "train.global_batch_size: 32 is no multiple of train.micro_batch_size = 32 times 8 replicas",
+        ),
+        (
+            "pretrain.engine=nemo' 'pretrain.micro_batch_size=1' 'pretrain.nemo.sequence_parallel=true",
+            "pretrain.nemo.sequence_parallel: needs pretrain.nemo.tensor above 1",
+        ),
+        (
+            "align.engine=aligner' 'align.micro_batch_size=1' 'align.label_smoothing=0.1",
+            "align.label_smoothing: 0.1 is for the engine automodel",
+        ),
         ("model.heads=3", "does not divide model.hidden_size"),
         ("stages=[curate,trian]", "no stage 'trian'"),
         ("curate.sources=[]", "names no source"),

@@ -1,0 +1,35 @@
+"""Settings of training that cannot go together are refused by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import recipe
+from pipeline.errors import UserError
+from pipeline.toolchains import ROOT
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("train.parallel.tensor=2", "train.parallel.tensor: needs train.parallel.strategy=fsdp2"),
+        ("train.parallel.sequence=true", "needs train.parallel.tensor above 1"),
+        (
+            "train.parallel.strategy=fsdp2 train.parallel.context=2 train.packing=true",
+            "train.packing: does not go with train.parallel.context above 1",
+        ),
+        ("align.parallel.strategy=fsdp2 align.parallel.context=2", "preference losses need whole answers"),
+        ("align.loss=orpo", "orpo holds the loss on the chosen answers already"),
+        ("align.loss=dpoo", "align.loss"),
+        ("train.engine=nemo train.answers=all train.micro_batch_size=1", "'all' is for the engine automodel"),
+        ("align.engine=aligner align.loss=kto align.micro_batch_size=1", "aligner goes with 'dpo'"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(settings: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        recipe.load("llama-tiny", ROOT, settings, "local")
+    assert said in str(refused.value)
+
+
+def test_what_goes_together_is_taken() -> None:
+    recipe.load("llama-tiny", ROOT, "align.loss=orpo align.sft_weight=0 train.peft=dora", "local")
