@@ -1,6 +1,7 @@
 """NeMo AutoModel as the engine of pre-training, fine-tuning and alignment.
 
 cpu.py                what has to be made harmless on a machine without CUDA
+one_gpu.py            what AutoModel does to a model on a single GPU, undone
 tokenise.py           curated records as token sequences, with the loss where it belongs
 examples.py           token sequences on disk, their order, and batches of them
 packing.py            sequences laid end to end, and attention that keeps them apart

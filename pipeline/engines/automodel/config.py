@@ -52,7 +52,7 @@ def recipe_config(
             "torch_dtype": FLOATS[settings.precision],
             "use_liger_kernel": False,
             "force_hf": True,
-            "attn_implementation": packing.NAME if settings.packing else "sdpa",
+            "attn_implementation": packing.NAME if settings.packing or _backend() == "gloo" else "sdpa",
         },
         "dataset": {
             **dataset,

@@ -204,8 +204,8 @@ class PreferenceRecipe(NextTokenRecipe):
             # AutoModel adds up what the processes report, and averages their gradients.
             loss_buffer.append(loss.detach().clone() / self._get_dp_group_size())
             loss.backward()
-        sums = [float(figures[name].detach().sum()) for name in FIGURES]
-        self._sums += torch.tensor([*sums, len(batch["index"])], dtype=torch.float64)
+        sums = torch.stack([figures[name].detach().sum().double() for name in FIGURES]).cpu()
+        self._sums += torch.cat([sums, torch.tensor([len(batch["index"])], dtype=torch.float64)])
 
     def _run_train_optim_step(self, batches: Any, max_grad_norm: float | None = None) -> Any:
         self._sums.zero_()

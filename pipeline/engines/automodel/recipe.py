@@ -72,11 +72,13 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         In SFT most positions are prompt and padding, and the output layer is the widest of
         a small model: it is applied to the labelled positions only.
         """
-        labels = batch["labels"].to(self.compute_device)
-        wanted = labels != IGNORED
+        # Places are found where the batch is made: a mask on a GPU would have to be waited for.
+        labels = batch["labels"].flatten()
+        places = (labels != IGNORED).nonzero()[:, 0]
         with self.autocast():
             hidden = model.model(**self.forward_arguments(batch)).last_hidden_state
-        return hidden[wanted], labels[wanted]
+        wanted = hidden.flatten(0, 1).index_select(0, places.to(hidden.device))
+        return wanted, labels[places].to(hidden.device)
 
     def labelled_logits(self, batch: dict[str, Any], model: Any = None) -> tuple[Any, Any]:
         """Logits ``[labels, vocabulary]`` and labels ``[labels]`` of the labelled positions.

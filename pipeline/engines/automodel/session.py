@@ -17,9 +17,10 @@ from typing import Any
 
 from pipeline import schema
 from pipeline.engines.automodel import packing, publish
-from pipeline.engines.automodel.config import recipe_config
+from pipeline.engines.automodel.config import FLOATS, recipe_config
 from pipeline.engines.automodel.cpu import make_cuda_calls_harmless
 from pipeline.engines.automodel.examples import Examples, run_order, spread
+from pipeline.engines.automodel.one_gpu import keep_weights
 from pipeline.schema import Optimisation
 from pipeline.stages.step import InputError, Step, write_json
 
@@ -150,6 +151,7 @@ def build(step: Step, work: Run) -> Any:
     packing.register()
     torch.set_num_threads(max(1, step.threads // int(os.environ["LOCAL_WORLD_SIZE"])))
     settings = work.settings(step)
+    keep_weights(FLOATS[settings.precision])
     config = recipe_config(
         settings,
         model=Path(work.model),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import ROOT, write_job
 
@@ -53,3 +54,28 @@ def test_the_guard_changes_no_other_device() -> None:
     assert auto_model.torch.device("cpu") == torch.device("cpu")
     assert auto_model.torch.device("meta") == torch.device("meta")
     assert auto_model.torch.float32 is torch.float32
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_weights_on_one_gpu_stay_as_they_were_asked_for(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """AutoModel's own DDP, told of a GPU; the model writes down what it is cast to."""
+    from nemo_automodel.components.distributed import ddp
+    from nemo_automodel.components.distributed.config import DDPConfig
+
+    from pipeline.engines.automodel.one_gpu import keep_weights
+
+    class Recorder(torch.nn.Linear):
+        def to(self, where: object) -> Recorder:
+            asked.append(where)
+            return self
+
+    asked: list[object] = []
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(ddp.dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(ddp, "torch", torch)
+    ddp.parallelize_ddp(Recorder(2, 2), DDPConfig(), device=gpu)
+    assert asked == [gpu, torch.bfloat16]  # else AutoModel has mended it, and one_gpu.py can go
+    asked.clear()
+    keep_weights(kind)
+    ddp.parallelize_ddp(Recorder(2, 2), DDPConfig(), device=gpu)
+    assert asked == [gpu, getattr(torch, kind)]

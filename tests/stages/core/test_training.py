@@ -14,9 +14,10 @@ from conftest import events, load_step, start, write_job
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from pipeline.engines.automodel import examples, tokenise
-from pipeline.engines.automodel.linear_loss import linear_cross_entropy
+from pipeline.engines.automodel import examples, packing, tokenise
+from pipeline.engines.automodel.linear_loss import block_size, linear_cross_entropy
 from pipeline.stages.models import merge_adapter
+from pipeline.stages.step import InputError
 
 
 @pytest.fixture
@@ -38,6 +39,67 @@ def test_linear_cross_entropy_equals_the_plain_one() -> None:
     torch.testing.assert_close(ours, plain)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_linear_cross_entropy_computes_no_gradient_that_nobody_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(700, 16, requires_grad=True)
+    weight, labels = torch.randn(50, 16, requires_grad=True), torch.randint(0, 50, (700,))
+    whole = linear_cross_entropy(hidden, weight, labels)
+    wanted, other = torch.autograd.grad(whole, (hidden, weight))
+    made: list[tuple[int, ...]] = []
+    zeros, empty = torch.zeros_like, torch.empty_like
+    monkeypatch.setattr(torch, "zeros_like", lambda t, **n: made.append(t.shape) or zeros(t, **n))
+    monkeypatch.setattr(torch, "empty_like", lambda t, **n: made.append(t.shape) or empty(t, **n))
+    frozen = linear_cross_entropy(hidden, weight.detach(), labels)  # as under adapters
+    assert made == [hidden.shape]
+    torch.testing.assert_close(torch.autograd.grad(frozen, hidden)[0], wanted)
+    made.clear()
+    alone = linear_cross_entropy(hidden.detach(), weight, labels)
+    assert made == [weight.shape]
+    torch.testing.assert_close(torch.autograd.grad(alone, weight)[0], other)
+    made.clear()
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(hidden, weight, labels), whole)
+    assert made == []
+
+
+def test_a_gpus_blocks_are_as_large_as_memory_allows() -> None:
+    assert block_size(4096, "cpu") == block_size(128_256, "cpu") == 512
+    assert 2000 < block_size(128_256, "cuda") < 2200
+    assert block_size(1 << 22, "cuda") == 512
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_attention_by_products_is_the_fused_one(precision: torch.dtype) -> None:
+    """Held to float64; in bf16 both round, and the products no worse than three times as much."""
+    torch.manual_seed(0)
+    sides = [torch.randn(5, heads, 37, 16).to(precision) for heads in (6, 3, 3)]
+    upstream = torch.randn(5, 6, 37, 16, dtype=torch.float64)
+
+    def outcome(attention: Callable[..., torch.Tensor], kind: torch.dtype) -> list[torch.Tensor]:
+        own = [side.to(kind).detach().requires_grad_() for side in sides]
+        output = attention(*own)
+        return [output.double(), *torch.autograd.grad((output.double() * upstream).sum(), own)]
+
+    def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+
+    exact = outcome(fused, torch.float64)
+    theirs, ours = outcome(fused, precision), outcome(packing.causal_attention, precision)
+    for true, their, our in zip(exact, theirs, ours, strict=True):
+        rounding = float((their.double() - true).norm())
+        assert float((our.double() - true).norm()) <= 3 * rounding < 0.03 * float(true.norm())
+
+
+def test_attention_that_is_more_than_causal_is_refused() -> None:
+    sides = [torch.randn(1, 2, 8, 4) for _ in range(3)]
+    packing.packed_attention(None, *sides, None, sliding_window=8, softcap=None)
+    for more in ({"sliding_window": 7}, {"softcap": 50.0}, {"s_aux": torch.zeros(2)}):
+        with pytest.raises(InputError, match="packing off"):
+            packing.packed_attention(None, *sides, None, **more)
 
 
 def test_loss_is_on_the_answer_and_its_end_only(tokenizer) -> None:
