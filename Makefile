@@ -36,12 +36,12 @@ LIFECYCLE   = $(BARE) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
 VERBS  := plan status explain report verify chat stop cancel
 
 .PHONY: help run $(STAGES) $(VERBS) fetch diff trace gc env clean-env test lint test-unit test-faults-short \
-	test-faults test-stages test-launch test-e2e test-full slurm bench-controller bench-curation locks
+	test-faults test-stages test-launch test-e2e test-full slurm bench-controller bench-curation bench-training locks
 
 help:
 	@sed -n '2,12s/^# \{0,1\}//p' Makefile
 	@echo "verbs: run $(STAGES) $(VERBS) fetch diff trace gc"
-	@echo "and: test test-faults test-full lint env clean-env bench-controller bench-curation"
+	@echo "and: test test-faults test-full lint env clean-env bench-controller bench-curation bench-training"
 
 run: $(CONTROLLER) $(CORE) $(SERVING) $(AT_SITE)
 	@$(call LIFECYCLE,run)
@@ -137,3 +137,7 @@ bench-controller: $(CONTROLLER) $(CORE) $(SERVING) $(BENCH)
 # Curation beside NeMo Curator's executor, datatrove and data-juicer.
 bench-curation: $(CONTROLLER) $(CORE) $(VENVS)/bench-datatrove/$(STAMP) $(VENVS)/bench-data-juicer/$(STAMP)
 	$(VENVS)/controller/bin/python -m benchmarks.curation --write
+
+# Fine-tuning and DPO beside TRL's trainers and plain loops; benchmarks/training_gpu.py is for a GPU.
+bench-training: $(CONTROLLER) $(CORE)
+	$(VENVS)/controller/bin/python -m benchmarks.training --write

@@ -10,6 +10,7 @@ on what the weights are.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def plain_sequences(folder: Path, kind: str) -> list[list[tuple[list[int], list[
     examples = stored(folder, kind).examples
     inputs, labels, ends = (t.tolist() for t in (examples.inputs, examples.labels, examples.offsets))
     pairs = []
-    for start, end in zip(ends, ends[1:], strict=False):
+    for start, end in itertools.pairwise(ends):
         whole = [*inputs[start:end], labels[end - 1]]
         first = next(place for place in range(start, end) if labels[place] >= 0) - start + 1
         pairs.append((whole[:first], whole[first:]))

@@ -8,6 +8,7 @@ where it is measured.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ SECTIONS = {"sft": ("train", "next-token"), "dpo": ("align", "preference")}
 NEVER = 1 << 30  # steps
 
 
-def build(folder: Path, kind: str, changes: dict[str, Any]) -> Any:
+def build(folder: Path, kind: str, changes: dict[str, Any], tokenizer: Path | None = None) -> Any:
     """The recipe of a run that neither saves nor looks at held-out data until its end."""
     from pipeline.engines.automodel import session
     from pipeline.stages.step import Step
@@ -33,11 +34,11 @@ def build(folder: Path, kind: str, changes: dict[str, Any]) -> Any:
     own = {"checkpoint_every": NEVER, "validate_every": NEVER, "validation_batches": 1}
     step.settings[section] |= own | changes
     work = session.Run(
-        section, recipe, str(folder / "start"), str(step.inputs["data"] / "tokenizer"),
+        section, recipe, str(folder / "start"), str(tokenizer or step.inputs["data"] / "tokenizer"),
         *(str(folder / f"{kind}{end}.safetensors") for end in ("", "-validation")),
         group=2 if kind == "dpo" else 1,
     )  # fmt: skip
-    step.state.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(step.work, ignore_errors=True)
     os.environ.update(session._alone())
     return session.build(step, work)
 
