@@ -83,6 +83,11 @@ def test_processor_time_replaces_the_time_that_passed_on_request() -> None:
     assert contender._answer()["seconds"] == 9
 
 
+def test_the_command_is_told_without_places() -> None:
+    told = training.command(["--kind", "sft", "--runs", "/somewhere/runs", "--only", "a|b", "--write"])
+    assert told == 'python -m benchmarks.training --kind sft --only "a|b" --write'
+
+
 def test_the_sections_that_are_written_are_in_the_readme() -> None:
     readme = Path(training.__file__).with_name("README.md").read_text(encoding="utf-8")
     for name in ("training", "training-gpu"):

@@ -80,6 +80,7 @@ def packed_attention(
             "this model's attention looks through a window or changes its scores, which training on a CPU, and "
             "packing, know nothing of: train it on a GPU with packing off"
         )
+    query, key, value = _narrowed(query, key, value)
     grouped = query.shape[1] != key.shape[1]
     if cu_seq_lens_q is None:
         return causal_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None
@@ -117,6 +118,17 @@ def causal_attention(query: Any, key: Any, value: Any, scaling: float | None = N
     scale = width**-0.5 if scaling is None else scaling
     scores = torch.baddbmm(mask, stacked, keys.transpose(1, 2), alpha=scale)
     return (scores.softmax(-1) @ values).view(query.shape)
+
+
+def _narrowed(*sides: Any) -> tuple[Any, ...]:
+    """The sides in autocast's precision, where it is on: rotary positions leave queries and keys in fp32.
+
+    PyTorch's fused attention does the same; the kernels here would take fp32 at its word.
+    """
+    kind = sides[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return sides
+    return tuple(side.to(torch.get_autocast_dtype(kind)) for side in sides)
 
 
 def _places(ends: Any, longest: int) -> tuple[Any, Any]:

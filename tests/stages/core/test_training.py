@@ -94,6 +94,20 @@ def test_attention_by_products_is_the_fused_one(precision: torch.dtype) -> None:
         assert float((our.double() - true).norm()) <= 3 * rounding < 0.03 * float(true.norm())
 
 
+def test_attention_under_autocast_is_in_its_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary positions leave queries and keys in fp32; the products must not be taken in it."""
+    seen: list[torch.dtype] = []
+    products = torch.baddbmm
+    monkeypatch.setattr(torch, "baddbmm", lambda m, *s, **n: seen.append(s[0].dtype) or products(m, *s, **n))
+    query, key = (torch.randn(3, 4, 8, 16, requires_grad=True) for _ in range(2))
+    value = torch.randn(3, 4, 8, 16, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = packing.packed_attention(None, query, key, value, None)
+    assert seen == [torch.bfloat16]
+    wanted = functional.scaled_dot_product_attention(query, key, value.float(), is_causal=True)
+    torch.testing.assert_close(output.transpose(1, 2).float(), wanted, rtol=0.05, atol=0.05)
+
+
 def test_attention_that_is_more_than_causal_is_refused() -> None:
     sides = [torch.randn(1, 2, 8, 4) for _ in range(3)]
     packing.packed_attention(None, *sides, None, sliding_window=8, softcap=None)
