@@ -80,7 +80,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="pretrain",
-        version=1,
+        version=2,
         toolchain="core",
         sections=("model", "pretrain"),
         consumes=(("data", ("curate",)),),
@@ -90,7 +90,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="train",
-        version=1,
+        version=2,
         toolchain="core",
         sections=("model", "train"),
         consumes=(("data", ("curate",)), ("pretrain", ("pretrain",))),
@@ -102,7 +102,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="align",
-        version=1,
+        version=2,
         toolchain="core",
         sections=("model", "align"),
         consumes=(("data", ("curate",)), ("pretrain", ("pretrain",)), ("train", ("train",))),
