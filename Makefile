@@ -20,7 +20,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENVS  := $(or $(LIFECYCLE_VENVS),.venvs)
 
 export SET
-STAGES := curate pretrain train align evaluate export deploy
+STAGES := curate pretrain train reward sample align evaluate export deploy
 STAMP  := .lock-digest
 CONTROLLER := $(VENVS)/controller/$(STAMP)
 CORE       := $(VENVS)/core/$(STAMP)
@@ -46,7 +46,7 @@ help:
 run: $(CONTROLLER) $(CORE) $(SERVING) $(AT_SITE)
 	@$(call LIFECYCLE,run)
 
-curate pretrain train align evaluate: $(CONTROLLER) $(CORE) $(AT_SITE)
+curate pretrain train reward sample align evaluate: $(CONTROLLER) $(CORE) $(AT_SITE)
 	@$(call LIFECYCLE,$@)
 
 deploy export: $(CONTROLLER) $(CORE) $(SERVING) $(AT_SITE)

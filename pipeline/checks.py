@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline import curation, schema
+from pipeline import attributes, curation, schema
 from pipeline.launch.checks import site_faults
 from pipeline.schema import Optimisation
 
@@ -33,7 +33,9 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
             yield "stages", f"there is no stage {name!r}; the stages are {', '.join(schema.ALL_STAGES)}"
     yield from _curation(recipe.curate)
     yield from _model(recipe.model)
-    for section in ("pretrain", "train", "align"):
+    yield from _own_samples(recipe)
+    yield from _attributes(recipe)
+    for section in ("pretrain", "train", "reward", "align"):
         settings = getattr(recipe, section)
         if settings.global_batch_size % settings.micro_batch_size:
             yield (
@@ -46,7 +48,8 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
                 f"{section}.warmup_steps",
                 f"{settings.warmup_steps} leaves nothing of {section}.max_steps = {settings.max_steps}",
             )
-        yield from _engine(section, settings)
+        if section != "reward":  # which only automodel trains
+            yield from _engine(section, settings)
         yield from _layout(section, settings)
     name = recipe.export.model_name
     if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
@@ -190,6 +193,53 @@ def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:
             yield f"curate.redact.phone_regions.{index}", f"{region!r} is no region; e.g. US, GB, DE"
     if curate.validation_share + curate.test_share >= 1:
         yield "curate.test_share", "validation and test together leave no training data"
+
+
+def _own_samples(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
+    """Between a reward model, sampling and what rests on them."""
+    if recipe.align.pairs == "sample" and "align" in recipe.stages and "sample" not in recipe.stages:
+        yield "align.pairs", "sample makes them, which is not among the recipe's stages: add it before align"
+    if recipe.sample.scorer == "reward" and "sample" in recipe.stages and "reward" not in recipe.stages:
+        yield (
+            "sample.scorer",
+            "reward is not among the recipe's stages: add it before sample, or choose house-style",
+        )
+    if "sample" in recipe.stages and recipe.sample.max_new_tokens >= recipe.model.context:
+        yield (
+            "sample.max_new_tokens",
+            f"leaves no room for a prompt in model.context = {recipe.model.context}",
+        )
+    for name in ("tensor", "context"):
+        if getattr(recipe.reward.parallel, name) > 1:
+            yield (
+                f"reward.parallel.{name}",
+                "a reward model is trained data-parallel only (ddp or fsdp2): set it to 1",
+            )
+
+
+def _attributes(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
+    """Attributes that are measured, trained on, and asked for."""
+    for index, name in enumerate(recipe.curate.attributes):
+        if name not in attributes.MEASURED:
+            known = ", ".join(attributes.MEASURED)
+            yield (
+                f"curate.attributes.{index}",
+                f"{name!r} cannot be measured on an answer; what can be is {known}",
+            )
+    trained, asked = recipe.train.attributes, recipe.evaluate.attributes
+    for index, name in enumerate(trained):
+        if not attributes.NAME.fullmatch(name) or name in trained[:index]:
+            yield (
+                f"train.attributes.{index}",
+                f"{name!r} is there twice, or is no name of small letters, digits and '_'",
+            )
+    if sorted(asked) != sorted(trained):
+        yield (
+            "evaluate.attributes",
+            f"must give a value for each of train.attributes, which are {', '.join(trained) or 'none'}, and for no other",
+        )
+    elif fault := attributes.fault(asked):
+        yield "evaluate.attributes", fault
 
 
 def _model(model: schema.Model) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pipeline import schema
 from pipeline.errors import UserError
 
 
@@ -61,6 +62,8 @@ MODELS = ("pretrain", "train", "align")
 DATA_AND_MODELS = (("data", ("curate",)), *((name, (name,)) for name in MODELS))
 NEMO = ("nemo", "nemo", "pipeline.engines.nemo.step")
 
+ASKED = "evaluate.attributes"  # what the chat template of a fine-tuned model asks for
+
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="curate",
@@ -101,12 +104,44 @@ STAGES: tuple[Stage, ...] = (
         purpose="supervised fine-tuning on the instruction pairs",
     ),
     Stage(
+        name="reward",
+        version=1,
+        toolchain="core",
+        sections=("model", "reward", ASKED),
+        consumes=(("data", ("curate",)), ("pretrain", ("pretrain",)), ("train", ("train",))),
+        optional=("pretrain", "train"),
+        uses_base_model=True,
+        produces=("model/config.json",),
+        purpose="a reward model on the preference pairs",
+    ),
+    Stage(
+        name="sample",
+        version=1,
+        toolchain="core",
+        sections=("model", "sample", ASKED),
+        consumes=(
+            ("data", ("curate",)),
+            ("pretrain", ("pretrain",)),
+            ("train", ("train",)),
+            ("reward", ("reward",)),
+        ),
+        optional=("pretrain", "train", "reward"),
+        uses_base_model=True,
+        produces=("preference/train.jsonl", "sft/train.jsonl", "report.json"),
+        purpose="the model's own answers, scored, as preference pairs and best-of-n data",
+    ),
+    Stage(
         name="align",
         version=2,
         toolchain="core",
-        sections=("model", "align"),
-        consumes=(("data", ("curate",)), ("pretrain", ("pretrain",)), ("train", ("train",))),
-        optional=("pretrain", "train"),
+        sections=("model", "align", ASKED),
+        consumes=(
+            ("data", ("curate",)),
+            ("pretrain", ("pretrain",)),
+            ("train", ("train",)),
+            ("pairs", ("sample",)),
+        ),
+        optional=("pretrain", "train", "pairs"),
         engines=(("aligner", "nemo", "pipeline.engines.aligner.step"),),
         uses_base_model=True,
         produces=("model.json",),
@@ -127,7 +162,7 @@ STAGES: tuple[Stage, ...] = (
         name="export",
         version=2,
         toolchain="serving",
-        sections=("model", "export"),
+        sections=("model", "export", ASKED),
         # The evaluation goes into the model card, and the gate reads its figures.
         consumes=(*DATA_AND_MODELS, ("evaluation", ("evaluate",))),
         optional=(*MODELS, "evaluation"),
@@ -172,12 +207,26 @@ class Step:
         return self.stage.name
 
 
+def unused_inputs(recipe: schema.Recipe) -> frozenset[tuple[str, str]]:
+    """The optional inputs, as (stage, input), that the recipe's settings make no use of."""
+    unused = set()
+    if recipe.align.pairs != "sample":
+        unused.add(("align", "pairs"))
+    if recipe.sample.scorer != "reward":
+        unused.add(("sample", "reward"))
+    return frozenset(unused)
+
+
 def resolve(
-    names: list[str], has_base_model: bool, engines: Mapping[str, str] | None = None
+    names: list[str],
+    has_base_model: bool,
+    engines: Mapping[str, str] | None = None,
+    unused: frozenset[tuple[str, str]] = frozenset(),
 ) -> tuple[Step, ...]:
     """The steps of a recipe that lists these stages, in the order of the graph.
 
-    With a base model, pre-training is left out and the base takes its place.  ``engines``: by stage.  Raises
+    With a base model, pre-training is left out and the base takes its place.  ``engines``: by stage.  A
+    step does not rest on inputs that are ``unused`` (:func:`unused_inputs`).  Raises
     :class:`UserError` for an unknown stage or one whose input no listed stage supplies.
     """
     for name in names:
@@ -189,6 +238,8 @@ def resolve(
     for stage in chosen:
         parents = []
         for input_name, suppliers in stage.consumes:
+            if (stage.name, input_name) in unused:
+                continue
             supplier = next((s for s in suppliers if s in present), None)
             if supplier is not None:
                 parents.append((input_name, supplier))

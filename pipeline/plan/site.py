@@ -18,7 +18,7 @@ from pipeline.plan.memory import GB, need
 from pipeline.recipe import LoadedRecipe
 from pipeline.schema.training import Optimisation
 
-TRAINING = ("pretrain", "train", "align")
+TRAINING = ("pretrain", "train", "reward", "align")
 # What makes a step smaller, the least change first.
 SMALLER = (
     "peft=lora",

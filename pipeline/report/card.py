@@ -27,12 +27,14 @@ def model_card(
     data: dict[str, Any] | None,
     weights: str,
     chat_example: str,
+    attributes: dict[str, int] | None = None,
 ) -> str:
     """The text of the bundle's ``README.md``.
 
     ``steps`` maps a stage to its ``identity`` and ``settings`` (flat), oldest first;
     ``evaluation`` is the content of ``evaluation.json``, ``data`` of curation's
-    ``report.json``; ``weights`` the precision of the served copy.
+    ``report.json``; ``weights`` the precision of the served copy; ``attributes`` what the chat
+    template asks for.
     """
     metadata = _metadata(model_name, recipe, evaluation, list(steps))
     sections = [
@@ -40,7 +42,7 @@ def model_card(
         f"A causal language model of {parameters:,} parameters, {_made(steps)}, "
         f"made by the recipe `{recipe}`. The weights here are fp32; the served copy is {weights}.",
         _use(parameters),
-        _prompt(chat_example),
+        _prompt(chat_example, attributes or {}),
         _training(steps),
     ]
     if data:
@@ -112,10 +114,18 @@ def _use(parameters: int) -> str:
     )
 
 
-def _prompt(chat_example: str) -> str:
-    return (
+def _prompt(chat_example: str, attributes: dict[str, int]) -> str:
+    text = (
         "## Prompt format\n\nThe chat template of the tokenizer renders one question as:\n\n"
         f"```\n{chat_example}\n```"
+    )
+    if not attributes:
+        return text
+    asked = ", ".join(f"{name} {value}" for name, value in sorted(attributes.items()))
+    return text + (
+        f"\n\nThe model was fine-tuned on answers of known attributes, and the template asks for {asked} (of 0 to 4). "
+        "A question that ends with such a line of its own, behind an empty one, is left as it is and so asks for "
+        "other values."
     )
 
 

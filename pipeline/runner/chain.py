@@ -73,7 +73,8 @@ class Chain:
         self.memory = DigestMemory(self.runs / ".digests.json", reread=self.verify)
         if not self.steps:
             engines = {name: getattr(recipe, name).engine for name in graph.MODELS}
-            self.steps = graph.resolve(recipe.stages, recipe.model.base is not None, engines)
+            unused = graph.unused_inputs(recipe)
+            self.steps = graph.resolve(recipe.stages, recipe.model.base is not None, engines, unused)
 
     # -- planning ----------------------------------------------------------------------
 

@@ -56,12 +56,15 @@ from pipeline.schema.training import (
     Optimisation,
     Parallel,
     Pretrain,
+    Reward,
+    Sample,
     Train,
 )
 
 __all__ = [
     "ACTIONS",
     "ALL_STAGES",
+    "DEFAULT_STAGES",
     "KINDS",
     "SYNTHETIC_TASKS",
     "Align",
@@ -85,6 +88,8 @@ __all__ = [
     "Prompts",
     "Recipe",
     "Redact",
+    "Reward",
+    "Sample",
     "Scored",
     "SemanticDuplicates",
     "Site",
@@ -104,7 +109,9 @@ __all__ = [
 ]
 
 
-ALL_STAGES = ["curate", "pretrain", "train", "align", "evaluate", "export", "deploy"]
+ALL_STAGES = ["curate", "pretrain", "train", "reward", "sample", "align", "evaluate", "export", "deploy"]
+ON_REQUEST = ("reward", "sample")  # only in recipes that list them
+DEFAULT_STAGES = [stage for stage in ALL_STAGES if stage not in ON_REQUEST]
 
 
 @dataclass
@@ -112,11 +119,13 @@ class Recipe:
     """A whole recipe: what to build."""
 
     description: str = setting("", "what the recipe builds", identity=False)
-    stages: list[str] = setting(ALL_STAGES, "the stages of this recipe, in order")
+    stages: list[str] = setting(DEFAULT_STAGES, "the stages of this recipe, in order")
     curate: Curate = field(default_factory=Curate)
     model: Model = field(default_factory=Model)
     pretrain: Pretrain = field(default_factory=Pretrain)
     train: Train = field(default_factory=Train)
+    reward: Reward = field(default_factory=Reward)
+    sample: Sample = field(default_factory=Sample)
     align: Align = field(default_factory=Align)
     evaluate: Evaluate = field(default_factory=Evaluate)
     gate: Gate = field(default_factory=Gate)

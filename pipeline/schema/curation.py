@@ -266,6 +266,10 @@ class Curate:
     max_characters: int = setting(500, "a pre-training document is cut to this length (0: never)", ge=0)
     validation_share: float = setting(0.03, "share of documents held out for validation", ge=0, le=0.5)
     test_share: float = setting(0.07, "share of documents held out for the test", ge=0, le=0.5)
+    attributes: list[str] = setting(
+        [],
+        "attributes that are measured on the answers of instruction records without any: verbosity (by words)",
+    )
     max_pairs: int = setting(0, "at most this many training pairs of each data set (0: all)", ge=0)
     content_share: float = setting(
         0.25, "content pairs as a share of the style pairs, in training", ge=0, le=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.schema.declare import setting
 
@@ -17,6 +18,11 @@ class Evaluate:
     shown: int = setting(5, "answers printed in full", ge=0)
     max_new_tokens: int = setting(48, "longest generated answer, in tokens", ge=1)
     bootstrap: int = setting(2000, "resamples of a confidence interval", ge=100)
+    attributes: dict[str, Any] = setting(
+        {},
+        "value (0 to 4) that is asked for of each of train.attributes: in evaluation, in the stages that go on "
+        "from the fine-tuned model, and by the exported chat template",
+    )
     batch_size: int = setting(64, "sequences per forward pass", ge=1, identity=False)
 
 

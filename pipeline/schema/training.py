@@ -173,10 +173,73 @@ class Train(Optimisation):
         "automodel", "what trains; nemo: nemo-toolkit, on GPUs", choices=("automodel", "nemo")
     )
     nemo: Nemo = field(default_factory=Nemo)
+    attributes: list[str] = setting(
+        [],
+        "attributes of the records that are written into their prompts (SteerLM; pipeline/attributes.py); "
+        "evaluate.attributes says which values are asked for afterwards",
+    )
     answers: str = setting("last", "answers of a conversation that are learned", choices=("last", "all"))
     too_long: str = setting("drop", TOO_LONG, choices=LENGTHS)
     peft: str = setting("none", PEFT, choices=PEFT_KINDS)
     lora: Lora = field(default_factory=Lora)
+
+
+@dataclass
+class Reward(Optimisation):
+    """A Bradley-Terry reward model on the preference pairs (Ouyang et al. 2022, equation 1)."""
+
+    margin: float = setting(
+        0.0,
+        "score gap that is asked of a pair, as a multiple of the gap of its given scores (Touvron et al. 2023, "
+        "equation 2); above 0, every pair needs score_chosen and score_rejected",
+        ge=0,
+    )
+    too_long: str = setting("drop", TOO_LONG, choices=LENGTHS)
+    peft: str = setting(
+        "none",
+        "none: all weights; lora: adapters, merged into what is published",
+        choices=("none", "lora"),
+    )
+    lora: Lora = field(default_factory=Lora)
+
+
+@dataclass
+class Sample:
+    """Answers of the model so far to its own prompts, scored, and made into data (best of n)."""
+
+    prompts: str = setting(
+        "instructions", "curated data whose prompts are answered", choices=("instructions", "preferences")
+    )
+    max_prompts: int = setting(1000, "training prompts that are answered", ge=1)
+    max_held_out: int = setting(100, "prompts of the validation and of the test split, each", ge=1)
+    answers: int = setting(8, "answers drawn for a prompt (n)", ge=2)
+    temperature: float = setting(1.0, "what the logits are divided by", gt=0)
+    top_p: float = setting(
+        1.0,
+        "share of the probability, likeliest tokens first, that is drawn from (Holtzman et al. 2020)",
+        gt=0,
+        le=1,
+    )
+    max_new_tokens: int = setting(
+        48, "longest answer in tokens; one that has not ended by then is left out", ge=1
+    )
+    seed: int = setting(1234, "of the draws; each prompt and answer has its own", ge=0)
+    scorer: str = setting(
+        "reward",
+        "who scores the answers; reward: the stage's model; house-style: minus the rules that an answer breaks",
+        choices=("reward", "house-style"),
+    )
+    policy: str = setting(
+        "best-worst",
+        "which answers of a prompt make a pair",
+        choices=("best-worst", "best-random", "all-adjacent"),
+    )
+    pairs_per_prompt: int = setting(1, "pairs of a prompt at most (0: all)", ge=0)
+    min_margin: float = setting(
+        0.0, "smallest difference of the scores of a pair, in the scorer's unit", ge=0
+    )
+    shard_prompts: int = setting(64, "prompts between two points to go on from", ge=1, identity=False)
+    batch_size: int = setting(64, "sequences per forward pass", ge=1, identity=False)
 
 
 @dataclass
@@ -187,6 +250,11 @@ class Align(Optimisation):
         "automodel", "what aligns; aligner: NeMo-Aligner, in its container", choices=("automodel", "aligner")
     )
     nemo: Nemo = field(default_factory=Nemo)
+    pairs: str = setting(
+        "curate",
+        "where the pairs are from; sample: from the model's own answers, made by the stage of that name",
+        choices=("curate", "sample"),
+    )
     loss: str = setting("dpo", "the preference loss", choices=PREFERENCE_LOSSES)
     beta: float = setting(
         0.1,

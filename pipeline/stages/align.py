@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.schema import Align, Model
-from pipeline.stages.models import latest_model, load_tokenizer, model_folder, tokenizer_folder
+from pipeline.stages.models import latest_model, load_asking_tokenizer, model_folder, tokenizer_folder
 from pipeline.stages.step import Step
 
 
@@ -13,8 +13,9 @@ def run(step: Step) -> None:
 
     settings, shape = step.section(Align), step.section(Model)
     step.phase("tokenise")
-    tokenizer = load_tokenizer(step)
-    data = step.inputs["data"] / "preference"
+    tokenizer = load_asking_tokenizer(step)
+    source = {"curate": "data", "sample": "pairs"}[settings.pairs]
+    data = step.inputs[source] / "preference"
     sets, kept, counts = {}, {}, {}
     for split in ("train", "validation"):
         file = data / f"{split}.jsonl"
@@ -23,7 +24,7 @@ def run(step: Step) -> None:
             tokenise.read_records(file),
             shape.context,
             too_long=settings.too_long,
-            where=f"curate's preference/{file.name}",
+            where=f"{settings.pairs}'s preference/{file.name}",
             mismatched=settings.loss == "kto",
             rewards=settings.loss.startswith("rpo"),
         )

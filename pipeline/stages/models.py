@@ -21,6 +21,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline.attributes import asking_template
 from pipeline.stages.step import InputError, Step
 
 MODEL_STAGES = ("pretrain", "train", "align")
@@ -47,6 +48,15 @@ def load_tokenizer(step: Step) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(tokenizer_folder(step))
+
+
+def load_asking_tokenizer(step: Step) -> Any:
+    """The tokenizer with the values of ``evaluate.attributes`` asked for by its chat template."""
+    tokenizer = load_tokenizer(step)
+    values = step.settings["evaluate"]["attributes"]
+    if values and tokenizer.chat_template:
+        tokenizer.chat_template = asking_template(tokenizer.chat_template, values)
+    return tokenizer
 
 
 def model_folder(step: Step, name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.schema import Model, Train
 from pipeline.stages.models import latest_model, load_tokenizer, model_folder, tokenizer_folder
-from pipeline.stages.step import Step
+from pipeline.stages.step import InputError, Step
 
 
 def run(step: Step) -> None:
@@ -25,6 +25,12 @@ def run(step: Step) -> None:
             answers=settings.answers,
             too_long=settings.too_long,
             where=f"curate's sft/{file.name}",
+            attributes=settings.attributes,
+        )
+    if settings.attributes and not counts["train"]["with_attributes"]:
+        raise InputError(
+            f"train.attributes: no record of curate's sft/train.jsonl has {' or '.join(settings.attributes)}; give "
+            "curate records that carry them (curate.instructions), or have them measured (curate.attributes)"
         )
     files = session.prepare(step, settings, sets["train"], sets["validation"], "train")
     parent = latest_model(step)

@@ -19,7 +19,19 @@ sys.path.insert(0, str(ROOT))
 from pipeline import schema  # noqa: E402
 from pipeline.stages.step import Step  # noqa: E402
 
-SECTIONS = ("curate", "model", "pretrain", "train", "align", "evaluate", "export", "deploy", "launch")
+SECTIONS = (
+    "curate",
+    "model",
+    "pretrain",
+    "train",
+    "reward",
+    "sample",
+    "align",
+    "evaluate",
+    "export",
+    "deploy",
+    "launch",
+)
 TINY = {
     "model": {
         "hidden_size": 32,
@@ -37,6 +49,7 @@ TINY = {
         "lr": 0.02,
     },
     "train": {"max_steps": 8, "global_batch_size": 8, "micro_batch_size": 4, "warmup_steps": 2},
+    "reward": {"max_steps": 8, "global_batch_size": 8, "micro_batch_size": 8, "warmup_steps": 2},
     "align": {"max_steps": 8, "global_batch_size": 4, "micro_batch_size": 4, "warmup_steps": 2},
     "evaluate": {"max_documents": 20, "max_pairs": 20, "generations": 6, "shown": 2, "max_new_tokens": 8},
 }

@@ -81,3 +81,23 @@ def test_ancestors_bring_the_gate_along() -> None:
     steps = graph.resolve(schema.ALL_STAGES, False)
     assert names(graph.ancestors(steps, "train")) == ["curate", "pretrain", "train"]
     assert "evaluate" in names(graph.ancestors(steps, "export"))
+
+
+def test_a_reward_model_and_sampling_are_on_request() -> None:
+    assert "reward" not in schema.Recipe().stages
+    assert "sample" not in schema.Recipe().stages
+    assert [stage for stage in schema.ALL_STAGES if stage in schema.Recipe().stages] == schema.Recipe().stages
+
+
+def test_a_step_rests_only_on_what_its_settings_use() -> None:
+    recipe = schema.Recipe()
+
+    def parents(name: str) -> dict[str, str]:
+        steps = graph.resolve(schema.ALL_STAGES, False, unused=graph.unused_inputs(recipe))
+        return dict(next(step for step in steps if step.name == name).parents)
+
+    assert "pairs" not in parents("align")
+    assert parents("sample")["reward"] == "reward"
+    recipe.align.pairs, recipe.sample.scorer = "sample", "house-style"
+    assert parents("align")["pairs"] == "sample"
+    assert "reward" not in parents("sample")

@@ -160,3 +160,49 @@ def test_interpolation_is_resolved_and_a_wrong_one_is_told(root: Path) -> None:
     assert recipes.load("small", root).settings.align.lr == 2e-3
     write(root, SOURCES + "align:\n  lr: ${train.nothing}\n")
     assert "align.lr" in refuse(root)
+
+
+SAMPLED = "stages: [curate, pretrain, train, reward, sample, align]\n" + SOURCES
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "words"),
+    [
+        (
+            SOURCES,
+            "align.pairs=sample",
+            "align.pairs: sample makes them, which is not among the recipe's stages",
+        ),
+        (SAMPLED.replace(" reward,", ""), "", "sample.scorer: reward is not among the recipe's stages"),
+        (SAMPLED, "sample.max_new_tokens=256", "leaves no room for a prompt in model.context = 256"),
+        (
+            SAMPLED,
+            "reward.parallel.tensor=2",
+            "reward.parallel.tensor: a reward model is trained data-parallel only",
+        ),
+        (SOURCES, "train.attributes=[verbosity]", "evaluate.attributes: must give a value for each"),
+        (SOURCES, "evaluate.attributes={verbosity: 1}", "train.attributes, which are none"),
+        (
+            SOURCES,
+            "train.attributes=[verbosity] 'evaluate.attributes={verbosity: 7}'",
+            "not a whole number from 0 to 4",
+        ),
+        (SOURCES, "train.attributes=[a,a] evaluate.attributes.a=1", "train.attributes.1: 'a' is there twice"),
+        (SOURCES, "curate.attributes=[humour]", "'humour' cannot be measured"),
+    ],
+)
+def test_rules_of_sampling_and_attributes(root: Path, text: str, override: str, words: str) -> None:
+    write(root, text)
+    if override.startswith("evaluate.attributes={"):
+        override = f"'{override}'"
+    assert words in refuse(root, override)
+
+
+def test_sampling_and_attributes_that_fit_are_taken(root: Path) -> None:
+    write(root, SAMPLED)
+    settings = recipes.load(
+        "small",
+        root,
+        "align.pairs=sample train.attributes=[verbosity,help] 'evaluate.attributes={verbosity: 1, help: 4}'",
+    ).settings
+    assert settings.evaluate.attributes == {"verbosity": 1, "help": 4}

@@ -9,6 +9,7 @@ config.py             a recipe's settings as AutoModel's configuration
 recipe.py             next-token training on AutoModel's own recipe class
 preference_losses.py  the preference losses, pure functions
 preference.py         preference training as a recipe class on the same engine
+reward.py             a Bradley-Terry reward model on the same engine
 linear_loss.py        output layer and cross-entropy in one pass
 session.py            one training stage from settings to a published model
 rank.py               one process of several that train together

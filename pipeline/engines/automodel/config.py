@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engines.automodel import packing
-from pipeline.schema import Lora, Optimisation, Parallel
+from pipeline.schema import Lora, Optimisation, Parallel, Reward
 
 HERE = "pipeline.engines.automodel.examples"
 WSD_SHARE = 0.1  # of the steps, at the end (Hu et al. 2024, "MiniCPM", section 4)
@@ -47,7 +47,7 @@ def recipe_config(
             "val_every_steps": looks,
         },
         "model": {
-            "_target_": "nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained",
+            "_target_": f"nemo_automodel.{_head(settings)}.from_pretrained",
             "pretrained_model_name_or_path": str(model),
             "torch_dtype": FLOATS[settings.precision],
             "use_liger_kernel": False,
@@ -89,9 +89,20 @@ def recipe_config(
     peft = getattr(settings, "peft", "none")
     if peft != "none":
         config["peft"] = _peft(settings.lora, dora=peft == "dora")  # type: ignore[attr-defined]
+        if isinstance(settings, Reward):
+            # AutoModel's checkpoints of adapters hold nothing else, so the head learns by one, too.
+            config["peft"]["target_modules"] = [*settings.lora.targets, "score"]
     if peft == "qlora":  # NF4 weights under the adapters (Dettmers et al. 2023); needs CUDA
         config["quantization"] = {"load_in_4bit": True, "load_in_8bit": False}
     return config
+
+
+def _head(settings: Optimisation) -> str:
+    return (
+        "NeMoAutoModelForSequenceClassification"
+        if isinstance(settings, Reward)
+        else "NeMoAutoModelForCausalLM"
+    )
 
 
 def _distributed(parallel: Parallel, precision: str) -> dict[str, Any]:

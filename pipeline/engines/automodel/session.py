@@ -25,7 +25,11 @@ from pipeline.schema import Optimisation
 from pipeline.stages.step import InputError, Step, write_json
 
 INTERRUPTED = 75  # exit status of a run that stopped on SIGTERM after writing a checkpoint
-KINDS = {"next-token": "recipe.NextTokenRecipe", "preference": "preference.PreferenceRecipe"}
+KINDS = {
+    "next-token": "recipe.NextTokenRecipe",
+    "preference": "preference.PreferenceRecipe",
+    "reward": "reward.RewardRecipe",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,12 @@ class Run:
 
     def settings(self, step: Step) -> Optimisation:
         """The settings of this run's section."""
-        sections = {"pretrain": schema.Pretrain, "train": schema.Train, "align": schema.Align}
+        sections = {
+            "pretrain": schema.Pretrain,
+            "train": schema.Train,
+            "reward": schema.Reward,
+            "align": schema.Align,
+        }
         found: Optimisation = step.section(sections[self.section])
         return found
 

@@ -16,9 +16,11 @@ An example longer than the context is dealt with as ``too_long`` says, and count
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from pipeline.attributes import conditioned
 from pipeline.engines.automodel.examples import IGNORED, Examples
 from pipeline.stages.step import InputError
 
@@ -55,20 +57,27 @@ def instruction_examples(
     answers: str = "last",
     too_long: str = "drop",
     where: str = "the instruction data",
+    attributes: Collection[str] = (),
 ) -> tuple[Examples, dict[str, int]]:
     """Chat examples with the loss on the ``last`` answer, or on ``all``, and their end tokens.
 
-    Raises :class:`InputError` where the template is refused, or an example is (``too_long``
+    Those of a record's ``attributes`` that are named here are written into its prompt
+    (:mod:`pipeline.attributes`).  Raises :class:`InputError` where the template is refused, or an example is (``too_long``
     ``error``, or nothing in it to learn); ``where`` names the data to the reader.
     """
     check_template(tokenizer)
     fit = _Fit(context, too_long, where)
     sequences = []
+    described = 0
     for number, record in enumerate(records, start=1):
-        made = fit.one(_chat(tokenizer, record["messages"], answers), number)
+        given = {name: v for name, v in record.get("attributes", {}).items() if name in attributes}
+        messages = conditioned(record["messages"], given)
+        made = fit.one(_chat(tokenizer, messages, answers), number)
         if made is not None:
             sequences.append(made)
-    return Examples.of(sequences), {"examples": len(sequences), **fit.counts()}
+            described += bool(given)
+    counts = {"examples": len(sequences), **fit.counts()}
+    return Examples.of(sequences), {**counts, "with_attributes": described} if attributes else counts
 
 
 def preference_examples(

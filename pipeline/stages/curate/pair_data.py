@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.attributes import measured
 from pipeline.schema import Curate
 from pipeline.stages.curate import chats, preferences, tokens
 from pipeline.stages.curate.duplicates.minhash import content_key
@@ -57,6 +58,8 @@ def make_pairs(
     pairs["train"] += generated.preferences
     for records in (sft, pairs):
         _settle(records, curate, account.left_out)
+    for record in (record for split in SPLITS for record in sft[split]) if curate.attributes else ():
+        record.setdefault("attributes", measured(curate.attributes, _answer(record)))
     for name, records in (("sft", sft), ("preference", pairs)):
         for split in SPLITS:
             kept = [{k: v for k, v in record.items() if k != "arguments"} for record in records[split]]

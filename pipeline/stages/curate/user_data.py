@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import attributes
 from pipeline.stages.curate import chats, preferences
 from pipeline.stages.curate.readers import Fault
 from pipeline.stages.curate.readers.lines import read_objects
@@ -57,7 +58,11 @@ def instruction(identifier: str, record: dict[str, Any]) -> dict[str, Any] | str
     chat, fault = chats.normalise(record)
     if chat is None:
         return str(fault)
-    return {"id": identifier, **chat, "name": identifier, "about": "given"}
+    values, fault = attributes.of_record(record)
+    if fault is not None:
+        return fault
+    described = {"attributes": values} if values else {}
+    return {"id": identifier, **chat, "name": identifier, "about": "given", **described}
 
 
 def preference(identifier: str, record: dict[str, Any]) -> dict[str, Any] | str:

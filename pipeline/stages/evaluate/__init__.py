@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.schema import Evaluate, Model
 from pipeline.stages.data_sets import documents
-from pipeline.stages.models import available_models, load_tokenizer, model_folder
+from pipeline.stages.models import available_models, load_asking_tokenizer, model_folder
 from pipeline.stages.step import Step, write_json
 
 
@@ -29,7 +29,7 @@ def run(step: Step) -> None:
 
     settings = step.section(Evaluate)
     torch.set_num_threads(step.threads)
-    tokenizer = load_tokenizer(step)
+    tokenizer = load_asking_tokenizer(step)
     step.phase("read held-out data")
     names = available_models(step)
     context = _context(step, names[0])

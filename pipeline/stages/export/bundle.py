@@ -20,7 +20,7 @@ def write(step: Step) -> tuple[Any, Any]:
     folder = step.output / "bundle"
     shutil.rmtree(folder, ignore_errors=True)
     source = models.model_folder(step, models.latest_model(step))
-    tokenizer = models.load_tokenizer(step)
+    tokenizer = models.load_asking_tokenizer(step)
     if not tokenizer.chat_template:
         raise InputError(
             "the tokenizer has no chat template, so the model cannot be asked anything; "

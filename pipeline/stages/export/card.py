@@ -29,6 +29,7 @@ def write(step: Step, model: Any, tokenizer: Any) -> None:
         data=_read(step.inputs.get("data"), "report.json"),
         weights=settings.weights,
         chat_example=chat.strip(),
+        attributes=step.settings["evaluate"]["attributes"],
     )
     (step.output / "bundle" / "README.md").write_text(text, encoding="utf-8")
 

@@ -49,10 +49,15 @@ def run_stage(
     inputs: dict[str, Path],
     settings: dict[str, Any],
     extra: dict[str, str] | None = None,
+    asked: dict[str, int] | None = None,
 ) -> tuple[int, str]:
-    """Run a stage as the controller does; returns the exit status and what it told the user."""
+    """Run a stage as the controller does; returns the exit status and what it told the user.
+
+    ``asked`` are the attributes that the chat template asks for.
+    """
     sections = {
         "model": dataclasses.asdict(schema.Model()),
+        "evaluate": dataclasses.asdict(schema.Evaluate(attributes=asked or {})),
         "export": dataclasses.asdict(schema.Export(parity_prompts=PROMPTS, parity_tokens=12)),
         "deploy": dataclasses.asdict(schema.Deploy()),
     }

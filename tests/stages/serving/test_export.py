@@ -53,6 +53,21 @@ def test_int8_weights_are_smaller_and_gate_nothing(
     assert "int8 weights: reported, not required" in told
 
 
+def test_what_is_served_asks_for_the_attributes(inputs: dict[str, Path], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    status, told = run_stage("export", tmp_path / "w", inputs, {}, asked={"verbosity": 1, "help": 4})
+    assert status == 0, told
+    output = tmp_path / "w" / "output"
+    # The exported server's own template engine, not only Hugging Face's, renders the line.
+    assert json.loads((output / "parity.json").read_text())["template_equal"] == PROMPTS
+    question = [{"role": "user", "content": "What does f do?"}]
+    tokenizer = AutoTokenizer.from_pretrained(output / "bundle")
+    rendered = tokenizer.apply_chat_template(question, tokenize=False)
+    assert "What does f do?\n\nAttributes: help 4, verbosity 1" in rendered
+    assert "the template asks for help 4, verbosity 1" in (output / "bundle" / "README.md").read_text()
+
+
 def test_parity_prompts_come_from_wherever_there_are_some(inputs: dict[str, Path], tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(inputs["data"], data)
