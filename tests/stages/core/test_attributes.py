@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from pipeline import attributes, schema
 from pipeline.engines.automodel import tokenise
 from pipeline.engines.automodel.examples import IGNORED
-from pipeline.stages import evaluate, train
-from pipeline.stages.step import InputError, read_jsonl, write_jsonl
+from pipeline.stages import train
+from pipeline.stages.step import InputError, read_jsonl
 
 TEMPLATES = {
     "own": None,
@@ -116,35 +115,6 @@ def test_curation_keeps_and_measures_them(tmp_path: Path, run_stage: Callable[..
     assert found == {"What of fog?": {"verbosity": 4}, "What of rain?": {"verbosity": 0}}
     told = (work / "output" / "quarantine.jsonl").read_text()
     assert "not a whole number from 0 to 4" in told
-
-
-def test_asking_for_another_value_changes_the_answers(
-    tmp_path: Path, run_stage: Callable[..., Path], curated: Path, pretrained: Path
-) -> None:
-    """Verbosity of the documentation's own answers, by their words; then short and long ones are asked for."""
-    data = tmp_path / "data"
-    shutil.copytree(curated, data)
-    for split in ("train", "validation", "test"):
-        records = read_jsonl(data / "sft" / f"{split}.jsonl")
-        for record in records:
-            record["attributes"] = attributes.measured(["verbosity"], record["messages"][-1]["content"])
-        write_jsonl(data / "sft" / f"{split}.jsonl", records)
-    steps = {"max_steps": 120, "global_batch_size": 16, "micro_batch_size": 16, "lr": 1e-2}
-    inputs = {"data": data, "pretrain": pretrained}
-    trained = run_stage("train", tmp_path / "train", inputs, train={**steps, "attributes": ["verbosity"]})
-    metrics = json.loads((trained / "result.json").read_text())["metrics"]
-    assert metrics["data"]["train"]["with_attributes"] == metrics["data"]["train"]["examples"]
-    words, losses = {}, {}
-    for value in (0, 4):
-        asked = {"attributes": {"verbosity": value}, "generations": 40, "max_new_tokens": 64}
-        given = {**inputs, "train": trained / "output"}
-        work = tmp_path / f"evaluate{value}"
-        evaluate.run(load_step(write_job("evaluate", work, given, evaluate=asked)))
-        report = json.loads((work / "output" / "evaluation.json").read_text())
-        words[value] = report["models"]["train"]["mean_answer_words"]
-        losses[value] = report["models"]["train"]["answer_loss"]
-    assert words[4] > words[0] + 3, words
-    assert losses[0] != losses[4]
 
 
 def test_attributes_that_no_record_has_are_told(tmp_path: Path, curated: Path, pretrained: Path) -> None:
