@@ -19,7 +19,7 @@ from benchmarks.trainers.data import stored
 from benchmarks.trainers.pace import Pace
 from benchmarks.trainers.work import Work
 
-SECTIONS = {"sft": ("train", "next-token"), "dpo": ("align", "preference")}
+SECTIONS = {"sft": ("train", "recipe:NextTokenRecipe"), "dpo": ("align", "preference:PreferenceRecipe")}
 NEVER = 1 << 30  # steps
 
 

@@ -10,6 +10,7 @@ from pipeline.stages.step import Step
 def run(step: Step) -> None:
     """Align the model below with the pairs; the reference is that model as it was."""
     from pipeline.engines.automodel import session, tokenise
+    from pipeline.engines.automodel.preference import PreferenceRecipe
 
     settings, shape = step.section(Align), step.section(Model)
     step.phase("tokenise")
@@ -34,7 +35,7 @@ def run(step: Step) -> None:
     step.phase("train")
     work = session.Run(
         "align",
-        "preference",
+        session.kind_of(PreferenceRecipe),
         str(start),
         str(tokenizer_folder(step)),
         *files,

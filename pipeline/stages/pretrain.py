@@ -13,6 +13,7 @@ from pipeline.stages.step import Step
 def run(step: Step) -> None:
     """Train from a seeded initialisation; publishes ``model/``."""
     from pipeline.engines.automodel import publish, session, tokenise
+    from pipeline.engines.automodel.recipe import NextTokenRecipe
 
     settings, shape = step.section(Pretrain), step.section(Model)
     step.phase("tokenise")
@@ -28,7 +29,9 @@ def run(step: Step) -> None:
         publish.new_model(shape, tokenizer, settings.seed, start)
         step.seal(start)
     step.phase("train")
-    work = session.Run("pretrain", "next-token", str(start), str(tokenizer_folder(step)), *files)
+    work = session.Run(
+        "pretrain", session.kind_of(NextTokenRecipe), str(start), str(tokenizer_folder(step)), *files
+    )
     figures = session.run(step, work)
     perplexity = math.exp(figures["validation_loss"])
     parameters = figures["parameters"]

@@ -49,7 +49,7 @@ def run(step: Step) -> None:
     step.phase("train")
     work = session.Run(
         "reward",
-        "reward",
+        session.kind_of(reward.RewardRecipe),
         str(start),
         str(tokenizer_folder(step)),
         *files,

@@ -10,6 +10,7 @@ from pipeline.stages.step import InputError, Step
 def run(step: Step) -> None:
     """Fine-tune the model below; the loss is on the answer tokens only."""
     from pipeline.engines.automodel import session, tokenise
+    from pipeline.engines.automodel.recipe import NextTokenRecipe
 
     settings, shape = step.section(Train), step.section(Model)
     step.phase("tokenise")
@@ -36,7 +37,14 @@ def run(step: Step) -> None:
     parent = latest_model(step)
     start = model_folder(step, parent)
     step.phase("train")
-    work = session.Run("train", "next-token", str(start), str(tokenizer_folder(step)), *files, parent=parent)
+    work = session.Run(
+        "train",
+        session.kind_of(NextTokenRecipe),
+        str(start),
+        str(tokenizer_folder(step)),
+        *files,
+        parent=parent,
+    )
     figures = session.run(step, work)
     step.finish(
         metrics={**figures, "data": counts, "parent": parent},

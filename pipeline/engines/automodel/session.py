@@ -25,18 +25,14 @@ from pipeline.schema import Optimisation
 from pipeline.stages.step import InputError, Step, write_json
 
 INTERRUPTED = 75  # exit status of a run that stopped on SIGTERM after writing a checkpoint
-KINDS = {
-    "next-token": "recipe.NextTokenRecipe",
-    "preference": "preference.PreferenceRecipe",
-    "reward": "reward.RewardRecipe",
-}
+OURS = "pipeline.engines.automodel."
 
 
 @dataclass(frozen=True)
 class Run:
     """What to train, on files that every process can read.
 
-    ``section`` names the settings (``train``), ``kind`` the recipe class (:data:`KINDS`),
+    ``section`` names the settings (``train``), ``kind`` the recipe class (:func:`kind_of`),
     ``model`` the folder to start from, ``parent`` the stage that made it (an adapter is published over it);
     ``group`` sequences of the examples belong together, ``labels`` are of the validation groups.
     """
@@ -61,6 +57,11 @@ class Run:
         }
         found: Optimisation = step.section(sections[self.section])
         return found
+
+
+def kind_of(recipe_class: type) -> str:
+    """A recipe class by a name that another process finds it by, e.g. ``preference:PreferenceRecipe``."""
+    return f"{recipe_class.__module__.removeprefix(OURS)}:{recipe_class.__qualname__}"
 
 
 def prepare(
@@ -170,9 +171,8 @@ def build(step: Step, work: Run) -> Any:
         checkpoints=step.state / "checkpoints",
         group=work.group,
     )
-    module, name = KINDS[work.kind].split(".")
-    recipe_class = getattr(importlib.import_module(f"pipeline.engines.automodel.{module}"), name)
-    recipe = recipe_class(ConfigNode(config))
+    module, name = work.kind.split(":")
+    recipe = getattr(importlib.import_module(f"{OURS}{module}"), name)(ConfigNode(config))
     recipe.report_to(step, settings, work)
     return recipe
 
