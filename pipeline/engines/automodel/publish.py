@@ -57,7 +57,7 @@ def publish(step: Step, settings: Optimisation, model: Any, work: Run) -> None:
     process 0 writes.
     """
     if getattr(settings, "peft", "none") != "none":
-        _publish_adapter(step, settings, model, str(work.parent))
+        publish_adapter(step, settings, model, str(work.parent))
     else:
         _publish_full(step, settings, model, Path(work.model), Path(work.tokenizer))
 
@@ -107,7 +107,7 @@ def _write_shards(folder: Path, weights: Iterator[tuple[str, Any]]) -> bool:
     """``model.safetensors``, or shards of ``SHARD_BYTES`` and their index; whether this process wrote."""
     from safetensors.torch import save_file
 
-    writes = os.environ["RANK"] == "0"
+    writes = os.environ.get("RANK", "0") == "0"
     shards: list[list[str]] = []
     shard: dict[str, Any] = {}
     held = total = 0
@@ -145,7 +145,7 @@ def _write_shards(folder: Path, weights: Iterator[tuple[str, Any]]) -> bool:
     return True
 
 
-def _publish_adapter(step: Step, settings: Any, model: Any, parent: str) -> None:
+def publish_adapter(step: Step, settings: Any, model: Any, parent: str) -> None:
     """The adapter's weights in PEFT's layout; ``parent`` is the stage below it."""
     from safetensors.torch import save_file
 
@@ -154,7 +154,7 @@ def _publish_adapter(step: Step, settings: Any, model: Any, parent: str) -> None
         f"base_model.model.{name.replace('.lora_magnitude', '.lora_magnitude_vector')}": tensor.float()
         for name, tensor in whole_weights(model, lambda name: any(part in name for part in parts))
     }
-    if os.environ["RANK"] != "0":
+    if os.environ.get("RANK", "0") != "0":
         return
     folder = step.output / "adapter"
     folder.mkdir(exist_ok=True)

@@ -42,7 +42,7 @@ from pipeline.engines.automodel.preference_losses import (
     preference_loss,
 )
 from pipeline.engines.automodel.publish import publish_adapter
-from pipeline.schema import Lora
+from pipeline.schema import Lora, Train
 from pipeline.stages.models import merge_adapter, read_weights
 
 
@@ -234,7 +234,7 @@ def test_an_adapter_that_automodel_trained_merges_as_peft_merges_it(tmp_path: Pa
     assert all(".lora_" in name for name in gradients)
     step = load_step(write_job("train", tmp_path / "work"))
     step.output.mkdir(exist_ok=True)
-    publish_adapter(step, model, lora, "pretrain")
+    publish_adapter(step, Train(peft="lora", lora=lora), model, "pretrain")
     merge_adapter(tmp_path / "base", step.output / "adapter", tmp_path / "merged")
     ours = read_weights(tmp_path / "merged")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
