@@ -105,6 +105,8 @@ def _layout(section: str, settings: Optimisation) -> Iterator[tuple[str, str]]:
         yield f"{section}.parallel.{name}", f"needs {section}.parallel.strategy=fsdp2: ddp keeps layers whole"
     if shape.sequence and shape.tensor == 1:
         yield f"{section}.parallel.sequence", f"needs {section}.parallel.tensor above 1"
+    if shape.sequence and settings.packing:
+        yield f"{section}.packing", f"does not go with {section}.parallel.sequence"
     if shape.context > 1 and settings.packing:
         yield f"{section}.packing", f"does not go with {section}.parallel.context above 1"
     if shape.context > 1 and isinstance(settings, schema.Align):

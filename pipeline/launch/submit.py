@@ -21,6 +21,8 @@ from pipeline.errors import GateClosed, UserError
 from pipeline.launch.handover import TOOLCHAIN, hand_over
 from pipeline.launch.orders import ENDS, JOBS, PINNED, Job, Order, StepOrder, read_jobs, submissions
 from pipeline.launch.status import at_work
+from pipeline.plan.site import ask_for_gpus
+from pipeline.plan.site import check as check_site
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner import inputs
 from pipeline.runner.chain import Chain
@@ -49,7 +51,9 @@ def submit(chain: Chain, target: str | None, dry: bool, options: list[str]) -> S
     Toolchain(TOOLCHAIN).require()
     if chain.loaded.settings.site.kind == "slurm" and not dry:
         inputs.check_inputs(chain.loaded)
+    machine = ask_for_gpus(chain.loaded.settings)
     steps, notes = _to_do(chain, target)
+    check_site(chain.loaded, [step.name for step in steps], machine)
     if not steps:
         return Submitted(chain.store.root, [], notes)
     _check_secrets(chain.loaded.settings.site)

@@ -1,21 +1,26 @@
 """Whether a site has what a recipe's training needs; refused in seconds where it has not.
 
-The estimate is :mod:`pipeline.plan.memory`'s.  On this machine GPUs and their memory are read from
-``nvidia-smi``, main memory from the kernel; on a cluster they are what the site file says.
+The estimate is :mod:`pipeline.plan.memory`'s, of the base model's shape where there is one.  On
+this machine GPUs and their memory are read from ``nvidia-smi``, main memory from the kernel; a cluster
+is asked for the GPUs that its site file says, or else for those that the recipe was made for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline import schema
 from pipeline.errors import UserError
+from pipeline.plan.layout import layout_fault
 from pipeline.plan.memory import GB, need
 from pipeline.recipe import LoadedRecipe
+from pipeline.runner.base import folder
 from pipeline.schema.training import Optimisation
 
 TRAINING = ("pretrain", "train", "reward", "align")
@@ -24,7 +29,6 @@ SMALLER = (
     "peft=lora",
     "peft=lora {s}.precision=bf16-weights",
     "peft=lora {s}.precision=bf16-weights {s}.parallel.strategy=fsdp2 {s}.parallel.recompute=full {s}.micro_batch_size=1",
-    "peft=qlora {s}.parallel.recompute=full {s}.micro_batch_size=1",
 )
 
 
@@ -67,14 +71,47 @@ def check(loaded: LoadedRecipe, stages: list[str], machine: Machine | None = Non
     machine = machine or Machine.here()
     for name in (stage for stage in TRAINING if stage in stages):
         settings: Optimisation = getattr(recipe, name)
-        fault = _fault(recipe, settings, machine)
+        if getattr(settings, "engine", "automodel") != "automodel":
+            continue  # it looks for itself, and builds what can be built without GPUs
+        fault = _fault(recipe, settings, machine, name)
         if fault:
             raise UserError(
                 f"{loaded.name} cannot run {name} here: {fault}\n{_advice(loaded, name, machine)}"
             )
 
 
-def _fault(recipe: schema.Recipe, settings: Optimisation, machine: Machine) -> str | None:
+def shape(model: schema.Model) -> schema.Model:
+    """The model with the shape of its base, where that is on this machine."""
+    found = folder(model) if model.base is not None else None
+    try:
+        config = json.loads((found / "config.json").read_text(encoding="utf-8")) if found else {}
+    except (OSError, ValueError):  # told where the base is checked
+        config = {}
+    names = {"layers": "num_hidden_layers", "heads": "num_attention_heads", "kv_heads": "num_key_value_heads"}
+    names |= {name: name for name in ("vocab_size", "hidden_size", "intermediate_size")}
+    known: dict[str, Any] = {ours: int(config[theirs]) for ours, theirs in names.items() if theirs in config}
+    tied = bool(config.get("tie_word_embeddings", model.tie_embeddings))
+    return dataclasses.replace(model, tie_embeddings=tied, **known)
+
+
+def ask_for_gpus(recipe: schema.Recipe) -> Machine:
+    """Have a cluster's site that says nothing of GPUs ask for those that the recipe was made for.
+
+    Returns what a training step then has; of memory, what the recipe counts on.
+    """
+    wanted, site = recipe.launch.gpus, recipe.site
+    if site.kind == "slurm":
+        asked = site.slurm.gpus_per_node
+        if not asked and wanted:
+            for name in TRAINING:
+                site.slurm.stages.setdefault(name, {}).setdefault("gpus_per_node", wanted)
+    else:
+        asked = site.kubernetes.gpus
+        site.kubernetes.gpus = asked or wanted
+    return Machine(asked or wanted, (recipe.launch.gpu_memory_gb or float("inf")) * GB, float("inf"))
+
+
+def _fault(recipe: schema.Recipe, settings: Optimisation, machine: Machine, name: str) -> str | None:
     if recipe.launch.gpus and not machine.gpus:
         return (
             f"it is made for {recipe.launch.gpus} GPU{'s' if recipe.launch.gpus > 1 else ''} of "
@@ -83,7 +120,10 @@ def _fault(recipe: schema.Recipe, settings: Optimisation, machine: Machine) -> s
     if getattr(settings, "peft", "none") == "qlora" and not machine.gpus:
         return "qlora needs an NVIDIA GPU."
     count = recipe.launch.processes or max(1, machine.gpus)
-    wanted = need(recipe.model, settings, count)
+    fault = layout_fault(settings, name, count)
+    if fault:
+        return fault
+    wanted = need(shape(recipe.model), settings, count)
     room = machine.gpu_bytes if machine.gpus else machine.main_bytes / count
     if wanted.total <= room:
         return None
@@ -113,7 +153,7 @@ def _advice(loaded: LoadedRecipe, name: str, machine: Machine) -> str:
                 key, value = word.removeprefix(f"{name}.").split("=")
                 target = changed.parallel if key.startswith("parallel.") else changed
                 setattr(target, key.removeprefix("parallel."), int(value) if value.isdigit() else value)
-            if _fault(recipe, changed, machine) is None:
+            if _fault(recipe, changed, machine, name) is None:
                 return f'What fits here: SET="{name}.{words}"'
     return (
         "What can be done: submit it to a cluster (SITE=slurm or SITE=kubernetes; OPTIONS=--dry-run shows the jobs), "

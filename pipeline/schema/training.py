@@ -59,6 +59,9 @@ class Lora:
 
     rank: int = setting(16, "rank of the update", ge=1)
     alpha: int = setting(32, "scaling numerator", ge=1)
+    lr: float | None = setting(
+        None, "peak learning rate where adapters are trained; null: that of all weights", gt=0
+    )
     dropout: float = setting(0.0, "dropout before the adapter", ge=0, le=1)
     targets: list[str] = setting(
         ["*_proj"], "names of the linear layers that get an adapter; * stands for anything"
@@ -147,7 +150,8 @@ class Optimisation:
     )
     best_every: int = setting(
         0,
-        "publish the weights of the lowest validation loss, looked at every so many steps; 0: the last",
+        "publish the weights of the lowest validation loss, looked at (and kept) every so many steps instead of "
+        "validate_every and checkpoint_every; 0: the last",
         ge=0,
     )
     save_precision: str = setting(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pipeline import recipe, schema
 from pipeline.errors import UserError
 from pipeline.plan.memory import GB, adapter_parameters, need, parameters
-from pipeline.plan.site import Machine, check
+from pipeline.plan.site import Machine, ask_for_gpus, check
 from pipeline.toolchains import ROOT
 
 NONE = Machine(0, 0.0, 25 * GB)
@@ -69,6 +70,40 @@ def test_too_little_memory_is_refused_with_the_setting_that_fits() -> None:
     assert 'What fits here: SET="train.peft=lora' in said
     setting = said.rsplit('SET="', 1)[1].split('"')[0]
     check(load("llama-8b", setting), ["train"], ONE_H100)
+
+
+def test_a_base_is_counted_by_its_own_shape(tmp_path: Path) -> None:
+    large = {
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    }
+    (tmp_path / "config.json").write_text(
+        json.dumps({**large, "intermediate_size": 28672, "vocab_size": 128256})
+    )
+    with pytest.raises(UserError, match="for each of 1 processes"):
+        check(load("llama-tiny", f"model.base={tmp_path}"), ["train"], NONE)
+
+
+def test_a_layout_that_does_not_divide_is_refused_before_anything_starts() -> None:
+    with pytest.raises(UserError, match="is not 3 data-parallel processes"):
+        check(load("llama-8b", "launch.processes=3"), ["train"], Machine(3, 800 * GB, 0.0))
+
+
+def test_a_cluster_is_asked_for_the_recipes_gpus() -> None:
+    loaded = recipe.load("llama-8b", ROOT, "", "slurm")
+    machine = ask_for_gpus(loaded.settings)
+    assert machine.gpus == 8
+    assert loaded.settings.site.slurm.stages["train"]["gpus_per_node"] == 8
+    assert "curate" not in loaded.settings.site.slurm.stages
+    check(loaded, ["train", "align"], machine)
+
+
+def test_every_llama_recipe_fits_the_machine_in_its_header() -> None:
+    for name in ("llama-1b", "llama-8b", "llama-70b", "llama-405b"):
+        loaded = recipe.load(name, ROOT, "", "slurm")
+        check(loaded, loaded.settings.stages, ask_for_gpus(loaded.settings))
 
 
 def test_the_tiny_recipes_fit_a_laptop() -> None:

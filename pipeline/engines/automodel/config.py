@@ -32,9 +32,10 @@ def recipe_config(
     collate = "collate_packed" if settings.packing else "collate"
     loader = {"collate_fn": f"{HERE}.{collate}", "shuffle": False, "num_workers": 0}
     looks = settings.best_every or settings.validate_every
+    rate = learning_rate(settings)
     config: dict[str, Any] = {
         "seed": settings.seed,
-        "dist_env": {"backend": _backend(), "timeout_minutes": 10},
+        "dist_env": {"backend": _backend(), "timeout_minutes": 60},  # process 0 digests checkpoints meanwhile
         "distributed": _distributed(settings.parallel, settings.precision),
         "step_scheduler": {
             "global_batch_size": settings.global_batch_size,
@@ -68,7 +69,7 @@ def recipe_config(
         "validation_dataloader": {**loader, "batch_size": settings.micro_batch_size},
         "optimizer": {
             "_target_": "torch.optim.AdamW",
-            "lr": settings.lr,
+            "lr": rate,
             "betas": [0.9, settings.beta2],
             "eps": 1e-8,
             "weight_decay": settings.weight_decay,
@@ -105,6 +106,13 @@ def _head(settings: Optimisation) -> str:
     )
 
 
+def learning_rate(settings: Optimisation) -> float:
+    """The peak learning rate: that of the adapters where they are trained and have one of their own."""
+    adapted = getattr(settings, "peft", "none") != "none"
+    own: float | None = settings.lora.lr if adapted else None  # type: ignore[attr-defined]
+    return settings.lr if own is None else own
+
+
 def _distributed(parallel: Parallel, precision: str) -> dict[str, Any]:
     found: dict[str, Any] = {"strategy": parallel.strategy}
     if parallel.recompute != "none":
@@ -129,8 +137,8 @@ def _schedule(settings: Optimisation) -> dict[str, Any]:
         "lr_warmup_steps": settings.warmup_steps,
         "lr_decay_steps": settings.max_steps,
         "init_lr": 0.0,
-        "max_lr": settings.lr,
-        "min_lr": settings.lr * settings.min_lr_share,
+        "max_lr": learning_rate(settings),
+        "min_lr": learning_rate(settings) * settings.min_lr_share,
     }
     if style == "WSD":
         steps = max(1, round(settings.max_steps * WSD_SHARE))

@@ -18,6 +18,7 @@ import torch
 from nemo_automodel.components.distributed.utils import get_sync_ctx
 from nemo_automodel.components.loggers.metric_logger import MetricsSample
 from nemo_automodel.recipes.llm.train_ft import TrainFinetuneRecipeForNextTokenPrediction
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from pipeline.engines.automodel.examples import IGNORED
@@ -98,7 +99,7 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         if len(labels) == 1:
             arguments["logits_to_keep"] = wanted[0].nonzero()[:, 0]
         with self.autocast():
-            logits = model(**arguments).logits
+            logits = _whole(model(**arguments).logits)
         return logits[0] if len(labels) == 1 else logits[wanted], labels[wanted]
 
     def summed_loss(self, batch: dict[str, Any]) -> Any:
@@ -262,3 +263,8 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
             # Of the last attempt, where the step was interrupted.
             "tokens_per_second": round(self._seen["tokens"] / seconds),
         }
+
+
+def _whole(tensor: Any) -> Any:
+    """The whole of a tensor that tensor parallelism left in shards."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

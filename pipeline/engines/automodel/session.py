@@ -12,6 +12,7 @@ import json
 import os
 import socket
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.engines.automodel.config import FLOATS, recipe_config
 from pipeline.engines.automodel.cpu import make_cuda_calls_harmless
 from pipeline.engines.automodel.examples import Examples, run_order, spread
 from pipeline.engines.automodel.one_gpu import keep_weights
+from pipeline.plan.layout import layout_fault
 from pipeline.schema import Optimisation
 from pipeline.stages.step import InputError, Step, write_json
 
@@ -104,7 +106,7 @@ def run(step: Step, work: Run) -> dict[str, Any]:
     count = process_count(step)
     if work.settings(step).async_checkpoint and not torch.cuda.is_available():
         step.warning(f"{work.section}.async_checkpoint needs CUDA: checkpoints are written in between")
-    check_layout(work.settings(step), work.section, count)
+    _check(step, work.settings(step), work.section, count)
     if count == 1:
         os.environ.update(_alone())
         return train(step, work)
@@ -113,23 +115,26 @@ def run(step: Step, work: Run) -> dict[str, Any]:
     return rank.launch(step, work, count)
 
 
-def check_layout(settings: Optimisation, section: str, count: int) -> None:
-    """Raise :class:`InputError` unless so many processes can share the work as the settings say."""
-    shape = settings.parallel
-    shared = shape.tensor * shape.context
-    if count % shared:
+def _check(step: Step, settings: Optimisation, section: str, count: int) -> None:
+    """Raise :class:`InputError` unless this many processes can do, or go on with, what the settings say."""
+    fault = layout_fault(settings, section, count)
+    if fault:
+        raise InputError(fault)
+    if getattr(settings, "peft", "none") == "qlora" and find_spec("bitsandbytes") is None:
         raise InputError(
-            f"{section}.parallel: tensor {shape.tensor} x context {shape.context} needs a multiple of {shared} processes; "
-            f"there are {count} (launch.processes)"
+            f"{section}.peft=qlora needs the package bitsandbytes, which the core toolchain does not have"
         )
-    ranks = count // shared
-    if settings.global_batch_size % (settings.micro_batch_size * ranks):
-        fitting = settings.global_batch_size / ranks
-        hint = f"at most {fitting:.0f}, and a divisor of it" if fitting >= 1 else "fewer processes"
+    # The data loader's place is kept for each process: with another number examples would come twice or never.
+    kept = step.state / "processes.json"
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else count
+    if before != count:
         raise InputError(
-            f"{section}.global_batch_size = {settings.global_batch_size} is not {ranks} data-parallel processes x a whole "
-            f"number of {section}.micro_batch_size = {settings.micro_batch_size}; set the micro batch to {hint}"
+            f"the interrupted attempt trained as {before} processes, and its checkpoints cannot be gone on from as "
+            f"{count}: set launch.processes={before}, or let `lifecycle gc --interrupted` remove what it left"
         )
+    if not kept.exists():
+        write_json(kept, count)
+        step.seal(kept)
 
 
 def train(step: Step, work: Run) -> dict[str, Any]:

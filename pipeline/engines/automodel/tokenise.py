@@ -118,6 +118,8 @@ def preference_examples(
             )
         pairs.append((prompt[len(prompt) - prompt_left :], sides))
         kept.append(record)
+    if mismatched and len(pairs) == 1:
+        raise InputError(f"{where}: one pair has no other's answer, which kto needs to estimate the KL")
     sequences = []
     for place, (prompt, sides) in enumerate(pairs):
         sequences += [answer_example(prompt, side) for side in sides]

@@ -34,6 +34,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "2 x ddp": {"processes": 2, "micro_batch_size": 4},
     "2 x ddp, accumulated, packed": {"processes": 2, "micro_batch_size": 2, "packing": True},
     "2 x fsdp2": {"processes": 2, "micro_batch_size": 4, "parallel": schema.Parallel(strategy="fsdp2")},
+    "tensor over 2": {"processes": 2, "parallel": schema.Parallel(strategy="fsdp2", tensor=2)},
+    "tensor over 2, packed": {
+        "processes": 2,
+        "packing": True,
+        "parallel": schema.Parallel(strategy="fsdp2", tensor=2),
+    },
     "2 x fsdp2, accumulated, packed": {
         "processes": 2,
         "micro_batch_size": 2,
@@ -59,6 +65,17 @@ def outcome(work: Path) -> tuple[list[float], list[float], float, dict[str, Any]
 
 
 @pytest.fixture(scope="module")
+def pretrained(
+    tmp_path_factory: pytest.TempPathFactory, curated: Path, run_stage: Callable[..., Path]
+) -> Path:
+    """A model whose key-value heads two processes can share."""
+    shape = {"heads": 4, "kv_heads": 2}
+    return (
+        run_stage("pretrain", tmp_path_factory.mktemp("pretrain"), {"data": curated}, model=shape) / "output"
+    )
+
+
+@pytest.fixture(scope="module")
 def plain(
     tmp_path_factory: pytest.TempPathFactory,
     run_stage: Callable[..., Path],
@@ -77,7 +94,10 @@ def plain(
 @pytest.mark.parametrize(
     ("stage", "name"),
     [("train", name) for name in LAYOUTS]
-    + [("align", name) for name in ("packed", "2 x ddp", "2 x fsdp2, accumulated, packed")],
+    + [
+        ("align", name)
+        for name in ("packed", "2 x ddp", "tensor over 2, packed", "2 x fsdp2, accumulated, packed")
+    ],
 )
 def test_every_layout_trains_the_same(
     tmp_path: Path,

@@ -13,6 +13,7 @@ import torch
 from conftest import events, load_step, write_job
 from safetensors.torch import load_file
 
+from pipeline import schema
 from pipeline.schema.training import PREFERENCE_LOSSES
 from pipeline.stages import align, train
 from pipeline.stages.models import merge_adapter
@@ -105,6 +106,20 @@ def test_the_reference_live_is_the_reference_kept(run: Run) -> None:
         assert live["loss"] == pytest.approx(kept["loss"], rel=1e-5)
 
 
+def test_another_number_of_processes_does_not_go_on(run: Run, tmp_path: Path) -> None:
+    from pipeline.stages.step import InputError
+
+    work = run(train)
+    (work / "state" / "processes.json").write_text("2")
+    with pytest.raises(InputError, match=r"trained as 2 processes.*launch\.processes=2"):
+        run(train)
+
+
+def test_adapters_have_a_rate_of_their_own(run: Run) -> None:
+    rows = logged(run(train, peft="lora", lr=1e-5, lora=schema.Lora(lr=1e-3), schedule="constant"))
+    assert rows[-1]["lr"] == pytest.approx(1e-3)
+
+
 def test_pairs_without_scores_cannot_be_trained_on_with_rpo(run: Run) -> None:
     from pipeline.stages.step import InputError
 
@@ -161,8 +176,8 @@ def test_wsd_holds_the_rate_and_lets_it_fall_at_the_end(run: Run) -> None:
 
 
 def test_the_best_weights_are_published_when_asked_for(run: Run, tmp_path: Path) -> None:
-    # A rate that ruins the model: the best look is not the last.
-    work = run(train, best_every=2, lr=0.5, max_steps=8, warmup_steps=0, schedule="constant")
+    # A rate that rises until it ruins the model: the best look is not the last.
+    work = run(train, best_every=2, lr=1.0, max_steps=8, warmup_steps=7, schedule="constant")
     looks = [
         e["values"]["validation_loss"] for e in events(work, "metric") if "validation_loss" in e["values"]
     ]
