@@ -204,7 +204,7 @@ class Chain:
         """The steps up to ``target`` that would run; all, where an input that is missing keeps one from knowing."""
         try:
             todo = [each.step.name for each in self.plan(target) if each.state in ("run", "resume")]
-        except UserError:
+        except (UserError, OSError):  # told by the check of the inputs
             todo = [step.name for step in self.steps]
         return [name for name in todo if names is None or name in names]
 

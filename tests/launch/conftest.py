@@ -60,6 +60,7 @@ class Light:
         (self.folder / "site.yaml").write_text(yaml.safe_dump(site))
         recipe = {
             "stages": ["curate", "train", "export"],
+            "train": {"micro_batch_size": 4},  # eight GPUs at the site of Kubernetes share a batch of 32
             "curate": {"sources": [{"kind": "jsonl", "path": str(self.documents)}]},
         }
         (self.folder / "light.yaml").write_text(yaml.safe_dump(recipe))

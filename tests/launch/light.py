@@ -16,7 +16,7 @@ from tests.faults.light.__main__ import STEPS
 
 def main(words: list[str]) -> int:
     """As ``lifecycle``, for the stages curate, train and export."""
-    graph.resolve = lambda names, _: tuple(step for step in STEPS if step.name in names)
+    graph.resolve = lambda names, *_: tuple(step for step in STEPS if step.name in names)
     submit.MODULE = "tests.launch.light"
     return cli.main(words)
 
