@@ -21,6 +21,7 @@ from pipeline.engines.automodel import tokenise
 from pipeline.engines.automodel.examples import IGNORED
 from pipeline.engines.automodel.reward import scalar_head, scored_at_end
 from pipeline.stages import reward
+from pipeline.stages.seals import read_seals
 from pipeline.stages.step import InputError
 
 STEPS = {
@@ -148,7 +149,7 @@ def test_a_killed_adapter_run_goes_on_to_the_same_bytes(
     job = write_job("reward", work, inputs, reward=settings, launch={"processes": 1})
     process = start(job)
     deadline = time.monotonic() + 200
-    while not (work / "seals.jsonl").exists():
+    while not any("checkpoints/" in piece for piece in read_seals(work)):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
