@@ -21,11 +21,11 @@ from pipeline.runner.attempt import end_torn_line
 from pipeline.runner.display import Display
 from pipeline.runner.events import EventReader
 from pipeline.runner.lease import Lease, LeaseLost
+from pipeline.stages.ending import DISK_FULL
 from pipeline.stages.step import write_json
 from pipeline.toolchains import ROOT, Toolchain
 
 POLL_S = 0.05
-DISK_FULL = 28  # see pipeline.stages.__main__
 ALMOST_NOTHING = 1_000_000  # bytes
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork

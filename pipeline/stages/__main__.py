@@ -6,17 +6,16 @@ in an ``error`` event.  Anything else: the step broke; its log has the traceback
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 
-from pipeline.stages.step import InputError, Step
+from pipeline.stages.ending import ending
+from pipeline.stages.step import Step
 
 WATCH_S = 0.5
 
@@ -27,19 +26,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     step = Step.load(Path(sys.argv[1]))
     threading.Thread(target=_end_with, args=(parent, step.grace_s), daemon=True).start()
-    try:
-        module = importlib.import_module(step.module)
-        module.run(step)
-    except InputError as error:
-        step.error(str(error))
-        return 2
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        traceback.print_exc()
-        sys.stderr.flush()
-        return 28  # ENOSPC: an event could not be written either
-    return 0
+    return ending(step, lambda: importlib.import_module(step.module).run(step))
 
 
 def _end_with(parent: int, grace_s: float) -> None:

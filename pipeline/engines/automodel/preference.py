@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nemo_automodel.components.loggers.metric_logger import MetricsSample
 from nemo_automodel.recipes.llm.train_ft import build_model
 from safetensors.torch import load_file, save_file
 
 from pipeline.engines.automodel.examples import IGNORED
+from pipeline.engines.automodel.pairs import PairRecipe
 from pipeline.engines.automodel.preference_losses import (
     LOSSES,
     PreferenceBatch,
@@ -30,38 +30,34 @@ from pipeline.engines.automodel.preference_losses import (
     preference_loss,
     sequence_log_probabilities,
 )
-from pipeline.engines.automodel.recipe import NextTokenRecipe
 from pipeline.schema import Align, Optimisation
+from pipeline.schema.training import LOSS_SETTINGS
 from pipeline.stages.step import Step
 
 REFERENCE = "reference.safetensors"
-FIGURES = ("loss", "accuracy", "reward_accuracy", "margin", "chosen_reward", "rejected_reward")
-OWN = ("label_smoothing", "average", "eta", "gamma", "desirable_weight", "undesirable_weight")
 
 
 def loss_parameters(settings: Align) -> dict[str, float | bool]:
-    """The settings that the chosen loss takes; those of the other losses are left alone."""
-    wanted = LOSSES[settings.loss].defaults
-    given = {name: getattr(settings, name) for name in OWN}
-    return {name: value for name, value in given.items() if name in wanted and value is not None}
+    """The settings that are the chosen loss's own; those of the others are refused before (`pipeline/checks.py`)."""
+    given = {name: getattr(settings, name) for name in LOSS_SETTINGS[settings.loss]}
+    return {name: value for name, value in given.items() if value is not None}
 
 
-class PreferenceRecipe(NextTokenRecipe):
+class PreferenceRecipe(PairRecipe):
     """Training on (chosen, rejected) pairs; a third sequence of a group is a mismatched answer (KTO)."""
 
     loss_name = "preference loss"
+    reported = ("accuracy", "reward_accuracy", "margin", "chosen_reward", "rejected_reward")
 
     def report_to(self, step: Step, settings: Optimisation, work: Any) -> None:
-        """Where progress goes, the settings of the loss, and the kind of each validation pair."""
+        """Where progress goes, and the settings of the loss."""
         super().report_to(step, settings, work)
         assert isinstance(settings, Align)
         self._align = settings
-        self._kinds = work.labels
         self._group = work.group
         self._needs_reference = LOSSES[settings.loss].reference
         self._reference: dict[str, Any] = {}
         self._frozen: dict[str, Any] = {}  # a dictionary: AutoModel would save a bare model
-        self._sums = torch.zeros(len(FIGURES) + 1, dtype=torch.float64)
 
     # -- the reference -----------------------------------------------------------------
 
@@ -119,8 +115,10 @@ class PreferenceRecipe(NextTokenRecipe):
                 scores[batch["index"]] = found
             if self.dist_env.is_main:
                 self._reporter.progress(min(start + size * ranks, len(places)), len(places), "pairs")
-        known = torch.nan_to_num(scores) if ranks > 1 else scores
-        return self._dp_allreduce(known) if ranks > 1 else scores
+        if ranks == 1:
+            return scores
+        known = self._dp_allreduce(torch.isfinite(scores).double())  # who knows what; nobody: it stays NaN
+        return torch.where(known > 0, self._dp_allreduce(torch.nan_to_num(scores)), torch.nan)
 
     def _reference_scores(self, batch: dict[str, Any], split: str) -> Any:
         """``[pairs, group]``, kept or computed now."""
@@ -149,16 +147,15 @@ class PreferenceRecipe(NextTokenRecipe):
         lengths = torch.bincount(rows, minlength=count).float()
         return scores.view(-1, self._group), lengths.view(-1, self._group)
 
-    def _pair_losses(self, batch: dict[str, Any], split: str) -> dict[str, Any]:
-        """The figures of each pair, ``[pairs]``; ``loss`` carries the gradient."""
+    def pair_figures(self, batch: dict[str, Any], split: str, counting: bool = True) -> dict[str, Any]:
+        """The loss of each pair, what it compares, and the lengths of the answers, ``[pairs]``."""
         scores, lengths = self._scores(batch)
         sides: dict[str, Any] = {}
         if self._needs_reference:
             reference = self._reference_scores(batch, split)
             sides = {"reference_chosen": reference[:, 0], "reference_rejected": reference[:, 1]}
             if self._group == 3:
-                kl = mismatched_kl(scores[:, 2], reference[:, 2])
-                sides["kl"] = self._dp_allreduce(kl.clone()).to(scores.device) / self._get_dp_group_size()
+                sides["kl"] = self._mean(mismatched_kl(scores[:, 2], reference[:, 2]), len(scores) * counting)
         if "rewards" in batch:
             given = batch["rewards"].to(scores.device)
             sides |= {"true_reward_chosen": given[:, 0], "true_reward_rejected": given[:, 1]}
@@ -188,70 +185,20 @@ class PreferenceRecipe(NextTokenRecipe):
             "rejected_tokens": lengths[:, 1],
         }
 
-    def _forward_backward_step(
-        self,
-        idx: int,
-        batch: dict[str, Any],
-        *,
-        loss_buffer: list[Any],
-        num_label_tokens: int | None,
-        num_batches: int,
-        is_train: bool = True,
-    ) -> None:
-        with self.synchronised(idx == num_batches - 1):
-            figures = self._pair_losses(batch, "train")
-            loss = figures["loss"].mean() / num_batches
-            # AutoModel adds up what the processes report, and averages their gradients.
-            loss_buffer.append(loss.detach().clone() / self._get_dp_group_size())
-            loss.backward()
-        sums = torch.stack([figures[name].detach().sum().double() for name in FIGURES]).cpu()
-        self._sums += torch.cat([sums, torch.tensor([len(batch["index"])], dtype=torch.float64)])
-
-    def _run_train_optim_step(self, batches: Any, max_grad_norm: float | None = None) -> Any:
-        self._sums.zero_()
-        made = super()._run_train_optim_step(batches, max_grad_norm)
-        *sums, pairs = self._dp_allreduce(self._sums.clone()).tolist()
-        made.metrics |= {name: value / pairs for name, value in zip(FIGURES[1:], sums[1:], strict=True)}
-        return made
-
-    def extra_metrics(self, metrics: dict[str, Any]) -> dict[str, float]:
-        """Accuracy, margin and rewards of the training pairs."""
-        return {name: metrics[name] for name in FIGURES[1:]}
-
     # -- the looks at held-out pairs ---------------------------------------------------
 
-    @torch.no_grad()
-    def _run_validation_epoch(self, val_dataloader: Any) -> Any:
-        """Accuracy, margin, KL to the reference and lengths over the validation pairs, by kind and together."""
-        for part in self.model_parts:
-            part.eval()
-        kinds = ["", *sorted(set(self._kinds))]
-        names = [
-            *FIGURES,
-            "chosen_tokens",
-            "rejected_tokens",
-            *(["kl"] if self._knows_distributions() else []),
-        ]
-        sums = torch.zeros(len(kinds), len(names) + 1, dtype=torch.float64)
-        for batch, counting in self.validation_batches():
-            figures = self._pair_losses(batch, "validation")
-            if "kl" in names:
-                figures["kl"] = self._divergence(batch)
-            if not counting:
-                continue
-            values = torch.stack([figures[name].double().cpu() for name in names], dim=1)
-            for place, index in enumerate(batch["index"].tolist()):
-                row = torch.cat([values[place], torch.ones(1, dtype=torch.float64)])
-                for kind in ("", self._kinds[index]) if self._kinds else ("",):
-                    sums[kinds.index(kind)] += row
-        sums = self._dp_allreduce(sums)
-        metrics: dict[str, Any] = {}
-        for kind, row in zip(kinds, sums.tolist(), strict=True):
-            prefix = f"{kind}_" if kind else ""
-            metrics |= {f"{prefix}{n}": v / max(row[-1], 1) for n, v in zip(names, row, strict=False)}
-        # AutoModel's loop sums the last figure over its validation sets.
-        metrics |= {"val_loss": metrics.pop("loss"), "pairs": int(sums[0, -1]), "num_label_tokens": 0}
-        return MetricsSample(step=self.step_scheduler.step, epoch=self.step_scheduler.epoch, metrics=metrics)
+    def look_figures(self, batch: dict[str, Any], counting: bool) -> dict[str, Any]:
+        """The figures of held-out pairs, with the KL to the reference where whole distributions are known."""
+        figures = self.pair_figures(batch, "validation", counting)
+        if self._knows_distributions():
+            figures["kl"] = self._divergence(batch)
+        return figures
+
+    def _mean(self, value: Any, pairs: int) -> Any:
+        """The mean over all data-parallel processes of a mean over ``pairs`` pairs of this one's."""
+        sums = torch.stack([value.double().cpu() * pairs, torch.tensor(float(pairs), dtype=torch.float64)])
+        total, count = self._dp_allreduce(sums).tolist()
+        return torch.tensor(total / max(count, 1), dtype=value.dtype, device=value.device)
 
     def _knows_distributions(self) -> bool:
         return "reference" in self._frozen or any(True for _ in _adapters(self.model_parts[0]))
@@ -273,19 +220,12 @@ class PreferenceRecipe(NextTokenRecipe):
         sums = torch.zeros(count, device=each.device).index_add(0, pairs, each[own])
         return sums / torch.bincount(pairs, minlength=count)
 
-    def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
-        """Pass a look at the held-out pairs to the step's events."""
-        if self.dist_env.is_main:
-            figures = {f"validation_{k}": v for k, v in log_data.metrics.items()}
-            self._reporter.metric(log_data.step + 1, **figures)
-
     def final_figures(self) -> dict[str, Any]:
-        """The last look at the held-out pairs beside the figures of training."""
+        """As every training on pairs has them; the kept reference is published beside the model."""
         figures = super().final_figures()
-        held_out = {k: v for k, v in self._final.metrics.items() if k != "num_label_tokens"}
         if self.dist_env.is_main and self._reference:
             _publish_reference(self._reporter.state / REFERENCE, self._reporter.output / REFERENCE)
-        return {**figures, "held_out": held_out}
+        return figures
 
 
 def _publish_reference(kept: Path, target: Path) -> None:

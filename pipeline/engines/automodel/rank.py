@@ -7,21 +7,17 @@ end it with its agent: a step that is killed leaves nobody training behind.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import json
 import os
-import signal
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
-from pipeline.stages.pool import LIBC, PR_SET_PDEATHSIG
-from pipeline.stages.step import InputError, Step, write_json
+from pipeline.stages.ending import DISK_FULL, ending
+from pipeline.stages.pool import bind
+from pipeline.stages.step import Step, write_json
 
 RUN, FIGURES, AGENT = "run.json", "figures.json", "LIFECYCLE_AGENT"
-DISK_FULL = 28  # as pipeline.stages.__main__ has it
 
 
 def launch(step: Step, work: Any, count: int) -> dict[str, Any]:
@@ -49,6 +45,7 @@ def launch(step: Step, work: Any, count: int) -> dict[str, Any]:
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,
+        shutdown_timeout=max(1, round(step.grace_s)),  # from SIGTERM on, to write a checkpoint
     )
     module = ["-m", "pipeline.engines.automodel.rank", str(step.work / "job.json"), str(step.work / RUN)]
     try:
@@ -65,33 +62,19 @@ def launch(step: Step, work: Any, count: int) -> dict[str, Any]:
 
 def main() -> int:
     """Train this process's part; the status says how it ended, as a step's does."""
-    _end_with_agent()
+    bind(int(os.environ[AGENT]))
     from pipeline.engines.automodel.session import read_run, train
 
     step = Step.load(Path(sys.argv[1]))
     work = read_run(Path(sys.argv[2]))
     first = os.environ["RANK"] == "0"
-    try:
+
+    def part() -> None:
         figures = train(step, work)
         if first:
             write_json(step.work / FIGURES, figures)
-    except InputError as error:
-        if first:
-            step.error(str(error))
-        return 2
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        traceback.print_exc()
-        return DISK_FULL
-    return 0
 
-
-def _end_with_agent() -> None:
-    if isinstance(LIBC, ctypes.CDLL):
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(os.environ[AGENT]):
-        os._exit(1)
+    return ending(step, part, tells=first)
 
 
 if __name__ == "__main__":

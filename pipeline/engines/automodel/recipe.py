@@ -48,6 +48,7 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         self._bf16 = settings.precision == "bf16"
         self._seen: dict[str, Any] = {"tokens": 0, "last_loss": None}
         self._began = time.monotonic()
+        self._sealed: Path | None = None
 
     @property
     def compute_device(self) -> Any:
@@ -207,9 +208,18 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
     def save_checkpoint(self, *arguments: Any, **named: Any) -> None:
         """AutoModel's checkpoint, sealed once it is complete: only sealed ones are gone on from."""
         super().save_checkpoint(*arguments, **named)
+        self._seal_latest()
+
+    def _finalize_and_close_checkpointer(self) -> None:
+        """The last of the checkpoints that are written beside training is complete only now."""
+        super()._finalize_and_close_checkpointer()
+        self._seal_latest()
+
+    def _seal_latest(self) -> None:
         latest = Path(self.checkpointer.config.checkpoint_dir) / "LATEST"
-        if self.dist_env.is_main and latest.exists():
-            self._reporter.seal(latest.resolve())
+        if self.dist_env.is_main and latest.exists() and latest.resolve() != self._sealed:
+            self._sealed = latest.resolve()
+            self._reporter.seal(self._sealed)
 
     def take_best(self) -> None:
         """The weights of the lowest validation loss that was seen, in place of the last."""

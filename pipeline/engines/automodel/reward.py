@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nemo_automodel.components.loggers.metric_logger import MetricsSample
 
 from pipeline.engines.automodel.examples import IGNORED, Examples
+from pipeline.engines.automodel.pairs import PairRecipe
 from pipeline.engines.automodel.preference_losses import bradley_terry
-from pipeline.engines.automodel.recipe import NextTokenRecipe
 from pipeline.schema import Optimisation, Reward
 from pipeline.stages.step import InputError, Step, write_json
 
-FIGURES = ("loss", "accuracy", "margin", "chosen_reward", "rejected_reward")
 BINS = 10  # of the confidence, from a half to one
 
 
@@ -80,19 +78,18 @@ def scored_at_end(pairs: Examples) -> Examples:
     return Examples(torch.cat(inputs), torch.cat(labels), pairs.offsets + extra, pairs.group, pairs.rewards)
 
 
-class RewardRecipe(NextTokenRecipe):
+class RewardRecipe(PairRecipe):
     """Training of a scalar head on (chosen, rejected) pairs; the examples are of :func:`scored_at_end`."""
 
     loss_name = "reward loss"
 
     def report_to(self, step: Step, settings: Optimisation, work: Any) -> None:
-        """Where progress goes, the settings of the loss, and the kind of each validation pair."""
+        """Where progress goes, and the settings of the loss."""
         super().report_to(step, settings, work)
         assert isinstance(settings, Reward)
         self._margin = settings.margin
-        self._kinds = work.labels
         self._each: list[Any] = []  # the head's last output
-        self._sums = torch.zeros(len(FIGURES) + 1, dtype=torch.float64)
+        self._bins = torch.zeros(BINS, 3, dtype=torch.float64)  # confidence, right, pairs
 
     def load_checkpoint(self, restore_from: str | None = None) -> None:
         """Take hold of the head before the weights are read."""
@@ -120,8 +117,8 @@ class RewardRecipe(NextTokenRecipe):
             self.model_parts[0](**self.forward_arguments(batch))
         return self._each.pop()[..., 0][wanted].float().view(-1, 2)
 
-    def _pair_losses(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The figures of each pair, ``[pairs]``; ``loss`` carries the gradient."""
+    def pair_figures(self, batch: dict[str, Any], split: str, counting: bool = True) -> dict[str, Any]:
+        """The loss of each pair, whether it is ranked right, and its rewards, ``[pairs]``."""
         chosen, rejected = self._scores(batch).unbind(1)
         margin = 0.0
         if self._margin:
@@ -131,87 +128,30 @@ class RewardRecipe(NextTokenRecipe):
         chosen, rejected = chosen.detach(), rejected.detach()
         # A tie is half right: a model that gives every answer the same is no better than a coin.
         right = (torch.sign(chosen - rejected) + 1) / 2
-        figures = (losses, right, chosen - rejected, chosen, rejected)
-        return dict(zip(FIGURES, figures, strict=True))
+        figures = {"loss": losses, "accuracy": right, "margin": chosen - rejected}
+        return {**figures, "chosen_reward": chosen, "rejected_reward": rejected}
 
-    def _forward_backward_step(
-        self,
-        idx: int,
-        batch: dict[str, Any],
-        *,
-        loss_buffer: list[Any],
-        num_label_tokens: int | None,
-        num_batches: int,
-        is_train: bool = True,
-    ) -> None:
-        with self.synchronised(idx == num_batches - 1):
-            figures = self._pair_losses(batch)
-            loss = figures["loss"].mean() / num_batches
-            # AutoModel adds up what the processes report, and averages their gradients.
-            loss_buffer.append(loss.detach().clone() / self._get_dp_group_size())
-            loss.backward()
-        sums = [float(figures[name].detach().sum()) for name in FIGURES]
-        self._sums += torch.tensor([*sums, len(batch["index"])], dtype=torch.float64)
-
-    def _run_train_optim_step(self, batches: Any, max_grad_norm: float | None = None) -> Any:
-        self._sums.zero_()
-        made = super()._run_train_optim_step(batches, max_grad_norm)
-        *sums, pairs = self._dp_allreduce(self._sums.clone()).tolist()
-        made.metrics |= {name: value / pairs for name, value in zip(FIGURES[1:], sums[1:], strict=True)}
-        return made
-
-    def extra_metrics(self, metrics: dict[str, Any]) -> dict[str, float]:
-        """Accuracy, margin and rewards of the training pairs."""
-        return {name: metrics[name] for name in FIGURES[1:]}
-
-    @torch.no_grad()
-    def _run_validation_epoch(self, val_dataloader: Any) -> Any:
-        """The figures over the validation pairs by kind and together, the rewards' spread, the calibration."""
-        for part in self.model_parts:
-            part.eval()
-        kinds = ["", *sorted(set(self._kinds))]
-        names = [*FIGURES, "square"]
-        sums = torch.zeros(len(kinds), len(names) + 1, dtype=torch.float64)
-        bins = torch.zeros(BINS, 3, dtype=torch.float64)
-        for batch, counting in self.validation_batches():
-            figures = self._pair_losses(batch)
-            if not counting:
-                continue
-            figures["square"] = (figures["chosen_reward"] ** 2 + figures["rejected_reward"] ** 2) / 2
-            values = torch.stack([figures[name].double().cpu() for name in names], dim=1)
-            for place, index in enumerate(batch["index"].tolist()):
-                row = torch.cat([values[place], torch.ones(1, dtype=torch.float64)])
-                for kind in ("", self._kinds[index]) if self._kinds else ("",):
-                    sums[kinds.index(kind)] += row
+    def look_figures(self, batch: dict[str, Any], counting: bool) -> dict[str, Any]:
+        """The figures of held-out pairs, with the rewards' square; counts the calibration on the way."""
+        figures = self.pair_figures(batch, "validation", counting)
+        if counting:
             confidence = figures["margin"].double().cpu().abs().sigmoid()
             right = figures["accuracy"].double().cpu()
             own = ((confidence - 0.5) * 2 * BINS).long().clamp(max=BINS - 1)
-            bins.index_add_(0, own, torch.stack([confidence, right, torch.ones_like(right)], dim=1))
-        sums, bins = self._dp_allreduce(sums), self._dp_allreduce(bins)
-        metrics: dict[str, Any] = {}
-        for kind, row in zip(kinds, sums.tolist(), strict=True):
-            found = {name: value / max(row[-1], 1) for name, value in zip(names, row, strict=False)}
+            self._bins.index_add_(0, own, torch.stack([confidence, right, torch.ones_like(right)], dim=1))
+        figures["square"] = (figures["chosen_reward"] ** 2 + figures["rejected_reward"] ** 2) / 2
+        return figures
+
+    def finish_look(self, metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+        """The rewards' mean and spread by kind; the expected calibration error of ``sigmoid(|margin|)``.
+
+        Guo et al. 2017, equation 3.
+        """
+        for found in metrics.values():
             mean = (found["chosen_reward"] + found["rejected_reward"]) / 2
             found |= {"reward_mean": mean, "reward_spread": max(0.0, found.pop("square") - mean**2) ** 0.5}
-            metrics |= {f"{kind}_{name}" if kind else name: value for name, value in found.items()}
-        # Expected calibration error (Guo et al. 2017, equation 3) of sigmoid(|margin|).
-        metrics["calibration_error"] = float(
-            (bins[:, 0] - bins[:, 1]).abs().sum() / bins[:, 2].sum().clamp(min=1)
-        )
-        # AutoModel's loop sums the last figure over its validation sets.
-        metrics |= {"val_loss": metrics.pop("loss"), "pairs": int(sums[0, -1]), "num_label_tokens": 0}
-        return MetricsSample(step=self.step_scheduler.step, epoch=self.step_scheduler.epoch, metrics=metrics)
-
-    def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
-        """Pass a look at the held-out pairs to the step's events."""
-        if self.dist_env.is_main:
-            figures = {f"validation_{k}": v for k, v in log_data.metrics.items()}
-            self._reporter.metric(log_data.step + 1, **figures)
-
-    def final_figures(self) -> dict[str, Any]:
-        """The last look at the held-out pairs beside the figures of training."""
-        figures = super().final_figures()
+        bins = self._dp_allreduce(self._bins.clone())
+        self._bins.zero_()
         return {
-            **figures,
-            "held_out": {k: v for k, v in self._final.metrics.items() if k != "num_label_tokens"},
+            "calibration_error": float((bins[:, 0] - bins[:, 1]).abs().sum() / bins[:, 2].sum().clamp(min=1))
         }
