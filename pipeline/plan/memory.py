@@ -1,12 +1,15 @@
 """Memory of a training step on each GPU: an estimate from shapes, good enough to refuse by.
 
 Bytes a parameter: weights 4 (fp32 under autocast) or 2 (bf16); for what is trained, gradients of the
-same size and AdamW's two moments (Rajbhandari et al. 2020, "ZeRO", section 3.1).  Activations with
-full recomputation: one bf16 hidden state a layer and the largest layer whole, 34 bytes x width
-a token; without, that for every layer (Korthikanti et al. 2022, equation 2, attention recomputed
-by its kernel).  The output layer: bf16 and fp32 logits of a block of labelled positions, 6 bytes x
-vocabulary a token of the micro batch at worst.  A tenth is added for fragmentation, and 1.5 GB for
-the CUDA context and communication buffers.
+same size and AdamW's two moments (Rajbhandari et al. 2020, "ZeRO", section 3.1); a test holds these to the
+tensors of a real step.  Buffers: DDP's buckets are as large as the gradients; autocast keeps bf16 copies
+of fp32 weights; FSDP2 holds two layers and the embeddings gathered.  Activations of a layer, a token: ``10 +
+24 / tensor`` bytes x width, all of it divided with sequence parallelism (Korthikanti et al. 2022,
+equations 2 to 4, attention computed anew by its kernel); with full recomputation one such layer, and 2
+bytes x width for every other.  Logits, a token: bf16 and fp32, their log-softmax and both gradients, 16 bytes
+x vocabulary; of a block of positions only for next-token training in one process
+(``engines/automodel/linear_loss.py``).  A tenth is added for fragmentation, and 1.5 GB for the CUDA
+context and communication.  Nothing here was held to a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from pipeline.schema.training import Model, Optimisation
 GB = 1e9
 CONTEXT_BYTES = 1.5 * GB
 FRAGMENTATION = 1.1
-FULL_LAYER = 34  # bytes x width a token
+LOGITS = 16  # bytes x vocabulary a token
+BLOCK = 512  # positions of the output layer at once, in one process
 
 
 def parameters(model: Model) -> int:
@@ -48,11 +52,14 @@ class Need:
     optimiser: float
     activations: float
     reference: float
+    buffers: float
 
     @property
     def total(self) -> float:
         """Everything, with the margin."""
-        parts = self.weights + self.gradients + self.optimiser + self.activations + self.reference
+        parts = (
+            self.weights + self.gradients + self.optimiser + self.activations + self.reference + self.buffers
+        )
         return parts * FRAGMENTATION + CONTEXT_BYTES
 
 
@@ -65,15 +72,17 @@ def need(model: Model, settings: Optimisation, processes: int) -> Need:
     total = parameters(model)
     trained = total if peft == "none" else adapter_parameters(model, settings.lora.rank)  # type: ignore[attr-defined]
     weights = total * (0.55 if peft == "qlora" else held) / split  # NF4 and its scales
-    tokens = settings.micro_batch_size * model.context / (shape.tensor * shape.context)
+    tokens = settings.micro_batch_size * model.context / shape.context
     if isinstance(settings, schema.Align):
-        tokens *= 2
-    width = model.hidden_size
+        tokens *= 3 if settings.loss == "kto" else 2
+    width, narrow = model.hidden_size, shape.tensor if shape.sequence else 1
+    layer = 34 / shape.tensor if shape.sequence else 10 + 24 / shape.tensor
     if shape.recompute == "full":
-        activations = tokens * width * (2 * model.layers + FULL_LAYER)
+        activations = tokens * width * (2 * model.layers / narrow + layer)
     else:
-        activations = tokens * width * FULL_LAYER * model.layers
-    activations += tokens * model.vocab_size * 6
+        activations = tokens * width * layer * model.layers
+    blocks = processes == 1 and not isinstance(settings, schema.Align)
+    activations += (min(tokens, BLOCK) if blocks else tokens) * model.vocab_size * LOGITS
     frozen = (
         isinstance(settings, schema.Align)
         and peft == "none"
@@ -85,4 +94,15 @@ def need(model: Model, settings: Optimisation, processes: int) -> Need:
         optimiser=trained * 2 * held / split,
         activations=activations,
         reference=weights if frozen else 0.0,
+        buffers=_buffers(model, settings, processes, total, trained * held),
     )
+
+
+def _buffers(model: Model, settings: Optimisation, processes: int, total: int, gradients: float) -> float:
+    shape = settings.parallel
+    if shape.strategy == "ddp" or processes == 1:
+        copies = 2.0 * total if settings.precision == "bf16" else 0.0
+        return copies + (gradients if processes > 1 else 0.0)
+    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
+    layer = (total - embeddings) / model.layers
+    return (4.0 if settings.precision == "fp32" else 2.0) * (2 * layer + embeddings) / shape.tensor

@@ -133,6 +133,7 @@ def _fault(recipe: schema.Recipe, settings: Optimisation, machine: Machine, name
         "optimiser states": wanted.optimiser,
         "activations": wanted.activations,
         "a frozen copy": wanted.reference,
+        "buffers": wanted.buffers,
     }
     listed = ", ".join(f"{part} {size / GB:.1f}" for part, size in parts.items() if size)
     return (

@@ -75,7 +75,7 @@ def check(loaded: LoadedRecipe) -> None:
         raise UserError(
             f"{where}: {base} is a {', '.join(kinds)}; what can be trained here is {', '.join(ARCHITECTURES)}"
         )
-    tokens = len(_read(base / "tokenizer.json", where).get("model", {}).get("vocab", []))
+    tokens = _tokens(_read(base / "tokenizer.json", where))
     if tokens > int(config.get("vocab_size", 0)):
         raise UserError(
             f"{where}: the tokenizer in {base} has {tokens} tokens and the model room for {config.get('vocab_size')}"
@@ -99,6 +99,32 @@ def _check_weights(base: Path, where: str) -> None:
         missing = sorted(shard for shard in shards if not (base / shard).is_file())
         if missing:
             raise UserError(f"{where}: {base} is not complete: {', '.join(missing)} missing")
+    for shard in sorted(base.glob("*.safetensors")):
+        if not _whole(shard):
+            raise UserError(f"{where}: {shard} is cut off or no safetensors file; fetch or copy it again")
+
+
+def _whole(shard: Path) -> bool:
+    """Whether a safetensors file is as long as its header says (8 bytes of length, JSON, tensors)."""
+    size = shard.stat().st_size
+    with open(shard, "rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if not 2 <= length <= size - 8:
+            return False
+        try:
+            header = json.loads(handle.read(length))
+        except ValueError:
+            return False
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    return size == 8 + length + max(ends, default=0)
+
+
+def _tokens(tokenizer: dict[str, Any]) -> int:
+    """One more than the highest id that a fast tokenizer can give."""
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    plain = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    added = (int(token["id"]) for token in tokenizer.get("added_tokens", []))
+    return max([*plain, *added], default=-1) + 1
 
 
 def _check_template(loaded: LoadedRecipe, base: Path) -> None:

@@ -21,7 +21,8 @@ def folder(path: Path, **files: object) -> Path:
     for name, content in {"config.json": CONFIG, "tokenizer.json": TOKENIZER, **files}.items():
         if content is not None:
             (path / name).write_text(json.dumps(content))
-    (path / "model.safetensors").write_bytes(b"")
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     return path
 
 
@@ -49,6 +50,13 @@ def test_each_fault_is_told_with_file_and_remedy(tmp_path: Path) -> None:
     assert "is a MixtralForCausalLM; what can be trained here is LlamaForCausalLM" in said
     folder(m, **{"config.json": {**CONFIG, "vocab_size": 1}})
     assert "has 2 tokens and the model room for 1" in fault(tmp_path, base=m)
+    added = {**TOKENIZER, "added_tokens": [{"id": 7, "content": "<|end|>"}]}
+    folder(m, **{"config.json": CONFIG, "tokenizer.json": added})
+    assert "has 8 tokens and the model room for 3" in fault(tmp_path, base=m)
+    folder(m)
+    for broken in (b"", (m / "model.safetensors").read_bytes()[:-1], b"\xff" * 90):
+        (m / "model.safetensors").write_bytes(broken)
+        assert "model.safetensors is cut off" in fault(tmp_path, base=m)
     folder(m)
     assert "made for 4096" in fault(tmp_path, base=m, context=8192)
     index = {"weight_map": {"w": "model-1.safetensors"}}
