@@ -26,8 +26,9 @@ CONTROLLER := $(VENVS)/controller/$(STAMP)
 CORE       := $(VENVS)/core/$(STAMP)
 SERVING    := $(VENVS)/serving/$(STAMP)
 LAUNCH     := $(VENVS)/launch/$(STAMP)
-# A site whose steps are jobs of a cluster needs NeMo-Run here.
-AT_SITE    := $(if $(filter-out local ray,$(SITE)),$(LAUNCH))
+TRACKING   := $(VENVS)/tracking/$(STAMP)
+# A site whose steps are jobs of a cluster needs NeMo-Run here, and trackers their packages.
+AT_SITE    := $(if $(filter-out local ray,$(SITE)),$(LAUNCH)) $(if $(findstring tracking.,$(SET)),$(TRACKING))
 NEMO       := $(VENVS)/nemo/$(STAMP)
 DEV        := $(VENVS)/dev/$(STAMP)
 BENCH      := $(VENVS)/bench/$(STAMP)
@@ -79,11 +80,11 @@ env-%: $(VENVS)/%/$(STAMP)
 	@:
 
 clean-env:
-	rm -rf $(addprefix $(VENVS)/,controller core serving launch nemo dev bench bench-datatrove bench-data-juicer)
+	rm -rf $(addprefix $(VENVS)/,controller core serving launch tracking nemo dev bench bench-datatrove bench-data-juicer)
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:
-	@$(PYTHON) -m pipeline.toolchains lock controller core serving launch nemo dev bench bench-datatrove bench-data-juicer
+	@$(PYTHON) -m pipeline.toolchains lock controller core serving launch tracking nemo dev bench bench-datatrove bench-data-juicer
 
 # ----------------------------------------------------------------------------- tests
 
@@ -121,7 +122,7 @@ slurm:
 		--no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; } || \
 	{ echo "Slurm could not be installed; test-launch needs slurmctld, slurmd, slurm-client and munge" >&2; exit 1; }
 
-test-e2e: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
+test-e2e: $(DEV) $(CONTROLLER) $(CORE) $(SERVING) $(TRACKING)
 	$(VENVS)/dev/bin/python -m pytest tests/e2e -m "not full"
 
 # The long suite: the full recipe, its targets, and a kill in the middle.

@@ -7,10 +7,12 @@ adds the file and line.  Files on disk are checked in :mod:`pipeline.runner.inpu
 from __future__ import annotations
 
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from pipeline import attributes, curation, schema
 from pipeline.launch.checks import site_faults
 from pipeline.schema import Optimisation
+from pipeline.schema.training import LOSS_SETTINGS
 
 # Values that the engines nemo and aligner can do something with.
 AUTOMODEL_ONLY: dict[str, tuple[object, ...]] = {
@@ -34,6 +36,7 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
     yield from _curation(recipe.curate)
     yield from _model(recipe.model)
     yield from _own_samples(recipe)
+    yield from _tracking(recipe.tracking)
     yield from _attributes(recipe)
     for section in ("pretrain", "train", "reward", "align"):
         settings = getattr(recipe, section)
@@ -114,8 +117,37 @@ def _layout(section: str, settings: Optimisation) -> Iterator[tuple[str, str]]:
             f"{section}.parallel.context",
             "is for next-token training: preference losses need whole answers",
         )
+    if isinstance(settings, schema.Align):
+        yield from _foreign(settings)
     if isinstance(settings, schema.Align) and settings.loss == "orpo" and settings.sft_weight:
         yield "align.sft_weight", "orpo holds the loss on the chosen answers already; set it to 0"
+
+
+def _foreign(align: schema.Align) -> Iterator[tuple[str, str]]:
+    """Settings of another preference loss, which would do nothing."""
+    plain = schema.Align()
+    for name in sorted({name for names in LOSS_SETTINGS.values() for name in names}):
+        owners = [loss for loss, names in LOSS_SETTINGS.items() if name in names]
+        if align.loss not in owners and getattr(align, name) != getattr(plain, name):
+            yield f"align.{name}", f"is a setting of {', '.join(owners)}; align.loss is {align.loss}"
+
+
+def _tracking(tracking: schema.Tracking) -> Iterator[tuple[str, str]]:
+    if not tracking.mlflow:
+        return
+    address = urlsplit(tracking.mlflow)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        yield (
+            "tracking.mlflow",
+            f"{tracking.mlflow!r} is not the address of a tracking server, http://HOST:PORT; one on this machine: "
+            "mlflow server --backend-store-uri sqlite:///mlflow.db",
+        )
+    elif address.username or address.password:
+        yield (
+            "tracking.mlflow",
+            "holds a name or password, which would be written down; give them as MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD in the environment",
+        )
 
 
 def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:

@@ -145,7 +145,7 @@ STAGES: tuple[Stage, ...] = (
         engines=(("aligner", "nemo", "pipeline.engines.aligner.step"),),
         uses_base_model=True,
         produces=("model.json",),
-        purpose="direct preference optimisation",
+        purpose="preference optimisation",
     ),
     Stage(
         name="evaluate",

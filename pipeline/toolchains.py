@@ -29,6 +29,7 @@ NAMES = (
     "core",
     "serving",
     "launch",
+    "tracking",
     "nemo",
     "dev",
     "bench",

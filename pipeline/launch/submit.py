@@ -24,7 +24,7 @@ from pipeline.launch.status import at_work
 from pipeline.plan.site import ask_for_gpus
 from pipeline.plan.site import check as check_site
 from pipeline.recipe import LoadedRecipe
-from pipeline.runner import inputs
+from pipeline.runner import inputs, tracked
 from pipeline.runner.chain import Chain
 from pipeline.toolchains import ROOT, Toolchain
 
@@ -91,6 +91,7 @@ def _to_do(chain: Chain, target: str | None) -> tuple[list[graph.Step], list[str
     if not site.slurm.container_image:
         for name in sorted({step.stage.toolchain for step in steps}):
             Toolchain(name).require()
+        tracked.require(chain.loaded.settings.tracking)
     wanted = {step.name for step in steps}
     todo = []
     for planned in chain.plan():

@@ -11,7 +11,7 @@ from typing import Any
 NAMES = {
     "pretrain": "pre-trained from scratch",
     "train": "fine-tuned on instruction pairs",
-    "align": "aligned by direct preference optimisation",
+    "align": "aligned on preference pairs by the loss {loss}",
 }
 SMALL = 50_000_000  # parameters below which nobody should expect right answers
 
@@ -97,7 +97,11 @@ def _metadata(model_name: str, recipe: str, evaluation: dict[str, Any] | None, s
 
 
 def _made(steps: dict[str, Any]) -> str:
-    done = [NAMES[stage] for stage in steps if stage in NAMES]
+    done = [
+        NAMES[stage].format(loss=step["settings"].get("align.loss", "dpo"))
+        for stage, step in steps.items()
+        if stage in NAMES
+    ]
     return ", ".join(done) if done else "as it was given"
 
 

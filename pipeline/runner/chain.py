@@ -18,7 +18,7 @@ from pipeline import graph
 from pipeline.errors import GateClosed, UserError
 from pipeline.plan import site
 from pipeline.recipe import LoadedRecipe
-from pipeline.runner import base, gate, inputs
+from pipeline.runner import base, gate, inputs, tracked
 from pipeline.runner.attempt import can_go_on
 from pipeline.runner.digests import DigestMemory
 from pipeline.runner.display import Display
@@ -218,6 +218,7 @@ class Chain:
         steps = graph.ancestors(self.steps, target) if target else self.steps
         for name in sorted({step.stage.toolchain for step in (steps[-1:] if only else steps)}):
             Toolchain(name).require()
+        tracked.require(self.loaded.settings.tracking)
         site.check(self.loaded, self._to_train(target, [steps[-1].name] if only else None))
         inputs.check_inputs(self.loaded)
         finished: dict[str, Planned] = {}

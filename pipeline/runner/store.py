@@ -6,6 +6,7 @@
     runs/RECIPE/STAGE/latest               link to the artifact of the last run of the recipe
     runs/RECIPE/STAGE/.work/<id>.<epoch>/  a step at work, or interrupted (runner/lease.py)
     runs/RECIPE/STAGE/.logs/<short id>/    log and events of the step that made an artifact
+    runs/RECIPE/tracking/                  files of the trackers that the recipe asks for
     runs/RECIPE/quarantine/                what could not be explained: never reused, never deleted
 
 An artifact is published by one rename, after everything in it was flushed to the disk,
@@ -63,6 +64,10 @@ class Store:
 
     def stage_folder(self, stage: str) -> Path:
         return self.root / stage
+
+    def tracking_folder(self) -> Path:
+        """Where TensorBoard and Weights & Biases keep their files (see :mod:`pipeline.tracking`)."""
+        return self.root / "tracking"
 
     def server_record(self) -> Path:
         """The record of the recipe's running server (see :mod:`pipeline.serving`)."""

@@ -24,6 +24,7 @@ from pipeline.runner.lease import Lease
 from pipeline.runner.provenance import provenance
 from pipeline.runner.store import Artifact, Store, damage
 from pipeline.runner.threads import thread_count
+from pipeline.runner.tracked import tracked
 from pipeline.toolchains import Toolchain
 
 SERVER = "server"  # the lease of a live stage: one server a recipe, whatever its settings
@@ -67,7 +68,12 @@ def run_step(order: Order, held: Lease, display: Display) -> tuple[Artifact, str
     display.start(step.name, order.why)
     started = time.time()
     try:
-        outcome = execute(_job(order, identity, held), toolchain, display, held, site.grace_s)
+        job, unheard = _job(order, identity, held), list[str]()
+        with tracked(job, order.loaded.settings.tracking, store.tracking_folder(), unheard.append):
+            outcome = execute(job, toolchain, display, held, site.grace_s)
+        for text in unheard:
+            display.note(step.name, text)
+        outcome.warnings += unheard
         _check_produced(step, held.folder)
         read = {role: each.record() for role, each in order.read().items()}
         _check_inputs_unchanged(step, order.parts, read)

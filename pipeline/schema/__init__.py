@@ -1,6 +1,6 @@
 """Every setting that a recipe can have: name, type, default, range and meaning.
 
-One dataclass per section, in ``curation``, ``training``, ``delivery`` and ``site``; the recipe
+One dataclass per section, in ``curation``, ``training``, ``delivery``, ``tracking`` and ``site``; the recipe
 as a whole is here, how a setting is declared in ``declare``.  The controller loads
 recipes into these through OmegaConf's structured configs (:mod:`pipeline.recipe`); a step
 gets the same dataclasses back from the JSON it is handed (:func:`from_plain`).  Nothing is
@@ -47,6 +47,7 @@ from pipeline.schema.delivery import (
     Gate,
 )
 from pipeline.schema.site import KINDS, Kubernetes, Site, Slurm, for_stage
+from pipeline.schema.tracking import Tracking
 from pipeline.schema.training import (
     Align,
     Launch,
@@ -96,6 +97,7 @@ __all__ = [
     "Slurm",
     "Source",
     "Synthetic",
+    "Tracking",
     "Train",
     "flat",
     "for_stage",
@@ -132,4 +134,5 @@ class Recipe:
     export: Export = field(default_factory=Export)
     deploy: Deploy = field(default_factory=Deploy)
     launch: Launch = field(default_factory=Launch)
+    tracking: Tracking = field(default_factory=Tracking)
     site: Site = field(default_factory=Site)

@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 
 from pipeline.schema.declare import setting
 
-PREFERENCE_LOSSES = ("dpo", "ipo", "rpo_squared", "rpo_forward_kl", "rpo_backward_kl", "simpo", "orpo", "kto")
+# Each preference loss with the settings that are its own (held to preference_losses.py by a test).
+LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
+    "dpo": ("label_smoothing", "average"),
+    "ipo": ("average",),
+    "rpo_squared": ("eta", "average"),
+    "rpo_forward_kl": ("eta", "average"),
+    "rpo_backward_kl": ("eta", "average"),
+    "simpo": ("gamma",),
+    "orpo": (),
+    "kto": ("desirable_weight", "undesirable_weight"),
+}
+PREFERENCE_LOSSES = tuple(LOSS_SETTINGS)
 PEFT_KINDS = ("none", "lora", "dora", "qlora")
 PEFT = (
     "none: all weights; lora: adapters only; dora: with a learned magnitude; qlora: over 4-bit weights (CUDA)"
@@ -161,7 +172,7 @@ class Optimisation:
 
 @dataclass
 class Pretrain(Optimisation):
-    """Pre-training from scratch on the documents (next-token loss, packed sequences)."""
+    """Pre-training from scratch on the documents (next-token loss, one document a sequence)."""
 
     engine: str = setting(
         "automodel", "what trains; nemo: nemo-toolkit, on GPUs", choices=("automodel", "nemo")

@@ -3,7 +3,7 @@
 Every stage that makes a model publishes ``model.json`` beside it:
 
 * ``{"kind": "full", "path": "model"}``: a Hugging Face folder (``config.json``,
-  ``model.safetensors``, fp32), or
+  ``model.safetensors`` or shards and their index, in the section's ``save_precision``), or
 * ``{"kind": "adapter", "path": "adapter", "parent": "train"}``: a PEFT LoRA folder
   (``adapter_config.json``, ``adapter_model.safetensors``) over the model of an earlier
   stage (``pretrain``, ``train`` or ``base``, the user's own folder).

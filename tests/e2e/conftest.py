@@ -78,12 +78,12 @@ class Lifecycle:
             )
         return other
 
-    def kill_step(self, stage: str, recipe: str = "llama-mini") -> str:
+    def kill_step(self, stage: str, recipe: str = "llama-mini", settings: str = "") -> str:
         """Start a training stage and kill -9 its process after its first checkpoint.
 
         Returns what the controller said; it must have ended with status 1.
         """
-        process = self.start(stage, recipe=recipe)
+        process = self.start(stage, recipe=recipe, settings=settings)
         self.wait_for_checkpoint(stage, process, recipe)
         job = next((self.runs / recipe / stage / ".work").glob("*/job.json"))
         found = subprocess.run(["pgrep", "-f", str(job)], capture_output=True, text=True, check=True)

@@ -21,7 +21,14 @@ from pipeline.toolchains import ROOT
         ("align.parallel.strategy=fsdp2 align.parallel.context=2", "preference losses need whole answers"),
         ("align.loss=orpo", "orpo holds the loss on the chosen answers already"),
         ("align.loss=dpoo", "align.loss"),
+        (
+            "align.loss=ipo align.label_smoothing=0.1",
+            "align.label_smoothing: is a setting of dpo; align.loss is ipo",
+        ),
+        ("align.gamma=1", "align.gamma: is a setting of simpo"),
         ("train.engine=nemo train.answers=all train.micro_batch_size=1", "'all' is for the engine automodel"),
+        ("tracking.mlflow=mlruns", "tracking.mlflow: 'mlruns' is not the address of a tracking server"),
+        ("tracking.mlflow=https://me:secret@host", "tracking.mlflow: holds a name or password"),
         ("align.engine=aligner align.loss=kto align.micro_batch_size=1", "aligner goes with 'dpo'"),
     ],
 )

@@ -132,6 +132,18 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def test_the_recipes_settings_are_those_that_the_losses_take() -> None:
+    from pipeline.schema import Align
+    from pipeline.schema.training import LOSS_SETTINGS
+
+    assert {name: set(own) for name, own in LOSS_SETTINGS.items()} == {
+        name: set(loss.defaults) for name, loss in LOSSES.items()
+    }
+    for loss in LOSSES.values():
+        for name, value in loss.defaults.items():
+            assert getattr(Align(), name) in (value, None)
+
+
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_a_loss_is_its_formula(name: str, options: dict[str, Any]) -> None:
     for seed in range(5):

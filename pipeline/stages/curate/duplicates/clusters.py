@@ -51,6 +51,7 @@ def choose(labels: Any, which: str, lengths: Any, scores: Any | None) -> Any:
     ``best-score`` the highest score; ties go to the first.
     """
     index = np.arange(len(labels))
+    rank: Any
     if which == "longest":
         rank = -np.asarray(lengths, dtype=np.int64)
     elif which == "best-score":
