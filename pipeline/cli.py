@@ -20,6 +20,7 @@ import pipeline
 from pipeline import verbs
 from pipeline.errors import LifecycleError
 from pipeline.graph import STAGES
+from pipeline.launch import muster
 
 EXAMPLES = """examples:
   lifecycle run                              the whole chain of recipes/llama-tiny.yaml
@@ -52,7 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if getattr(options, "keep_dropped", False):
         options.set += " curate.keep_dropped=true"
-    return guarded(options.call, options)
+    try:
+        return guarded(options.call, options)
+    finally:
+        muster.dismiss()
 
 
 def guarded(call: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:

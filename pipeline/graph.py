@@ -59,6 +59,7 @@ class Stage:
 
 
 MODELS = ("pretrain", "train", "align")
+TRAINING = ("pretrain", "train", "reward", "align")  # spread over GPUs and machines
 DATA_AND_MODELS = (("data", ("curate",)), *((name, (name,)) for name in MODELS))
 NEMO = ("nemo", "nemo", "pipeline.engines.nemo.step")
 

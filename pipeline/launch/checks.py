@@ -94,8 +94,6 @@ def _slurm(where: str, slurm: schema.Slurm) -> Iterator[tuple[str, str]]:
             f"leaves no time for work: a step is told to stop {slurm.checkpoint_s} s before the end "
             "(site.slurm.checkpoint_s), up to a minute early",
         )
-    if slurm.nodes > 1:
-        yield f"{where}.nodes", "a step runs on one machine so far; training across machines is not built yet"
     for key, values in (("container_image", [slurm.container_image or ""]), ("mounts", slurm.mounts)):
         if not all(re.fullmatch(r"[\w./@+=:#-]*", value) for value in values):
             yield (

@@ -21,9 +21,13 @@ from typing import Any
 
 from pipeline import schema
 from pipeline.errors import UserError
+from pipeline.graph import TRAINING
+from pipeline.launch import muster
 from pipeline.launch.orders import ENDS, Job, Order, StepOrder
 
 SAFE_PATH = re.compile(r"[\w./@+=-]+")
+DISMISSAL_S = 60
+MUSTER = "muster"
 INTERRUPTED = 143  # the controller's exit status after SIGTERM
 
 
@@ -53,7 +57,7 @@ def send(order: Order, folder: Path, dry: bool) -> list[Job]:
         for step in order.steps:
             tunnel = LocalTunnel(job_dir=str(home(folder) / "experiments"))
             experiment.add(
-                nemo_run.Script(inline=_command(order, step)),
+                nemo_run.Script(inline=_command(order, step, site, folder)),
                 executor=_executor(order, step, site, folder, tunnel),
                 name=step.stage,
                 dependencies=step.after,
@@ -82,7 +86,7 @@ def _executor(order: Order, step: StepOrder, site: schema.Site, folder: Path, tu
         qos=slurm.qos,
         constraint=slurm.constraint,
         time=slurm.time,
-        nodes=slurm.nodes,
+        nodes=_nodes(step, slurm),
         ntasks_per_node=1,
         gpus_per_node=slurm.gpus_per_node or None,
         cpus_per_task=slurm.cpus_per_task or None,
@@ -97,7 +101,7 @@ def _executor(order: Order, step: StepOrder, site: schema.Site, folder: Path, tu
         # Names: Pyxis takes the values from the job's environment, not from the image's.
         container_env=list(site.secrets) or None,
         job_name_prefix=f"{order.recipe}.",
-        srun_args=_srun(slurm),
+        srun_args=_srun(step, slurm),
         setup_lines=_setup(step, slurm, folder),
         packager=nemo_run.Packager(),
         tunnel=tunnel,
@@ -111,10 +115,19 @@ def _mounts(order: Order, slurm: schema.Slurm, folder: Path) -> list[str]:
     return list(dict.fromkeys([*slurm.mounts, f"{runs}:{runs}", f"{order.cwd}:{order.cwd}"]))
 
 
-def _srun(slurm: schema.Slurm) -> list[str]:
-    """What srun does not take over from the job: one task would be bound to one core."""
+def _nodes(step: StepOrder, slurm: schema.Slurm) -> int:
+    """Machines of a step: training alone is spread over several."""
+    return max(1, slurm.nodes) if step.stage in TRAINING else 1
+
+
+def _srun(step: StepOrder, slurm: schema.Slurm) -> list[str]:
+    """What srun does not take over from the job: one task would be bound to one core.
+
+    With several machines it ends the others a minute after one is gone, if they are not dismissed.
+    """
     cores = [f"--cpus-per-task={slurm.cpus_per_task}"] if slurm.cpus_per_task else []
-    return ["--cpu-bind=none", *cores]
+    several = [f"--wait={DISMISSAL_S}"] if _nodes(step, slurm) > 1 else []
+    return ["--cpu-bind=none", *cores, *several]
 
 
 def _setup(step: StepOrder, slurm: schema.Slurm, folder: Path) -> str:
@@ -139,9 +152,21 @@ def _setup(step: StepOrder, slurm: schema.Slurm, folder: Path) -> str:
     )
 
 
-def _command(order: Order, step: StepOrder) -> str:
-    """The script that srun starts on the node: the controller takes its place and its signals."""
+def _command(order: Order, step: StepOrder, site: schema.Site, folder: Path) -> str:
+    """The script that srun starts on each node: the controller takes its place and its signals.
+
+    On every further node of a step it is what waits for the controller's call.
+    """
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(order.environment.items())]
+    nodes = _nodes(step, schema.for_stage(site.slurm, step.stage))
+    if nodes > 1:
+        place = shlex.quote(str(folder / MUSTER / step.stage))
+        waits = shlex.join([step.command[0], "-m", "pipeline.launch.node"])
+        exports += [
+            f"export {muster.NODES}={nodes} {muster.NODE}=$SLURM_PROCID",
+            f'export {muster.FOLDER}={place}."$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"',
+            f'[ "$SLURM_PROCID" = 0 ] || exec {waits}',
+        ]
     return "\n".join(
         [f"cd {shlex.quote(order.cwd)} || exit 1", *exports, f"exec {shlex.join(step.command)}\n"]
     )

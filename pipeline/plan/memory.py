@@ -101,7 +101,7 @@ def need(model: Model, settings: Optimisation, processes: int) -> Need:
 def _buffers(model: Model, settings: Optimisation, processes: int, total: int, gradients: float) -> float:
     shape = settings.parallel
     if shape.strategy == "ddp" or processes == 1:
-        copies = 2.0 * total if settings.precision == "bf16" else 0.0
+        copies = 2.0 * total if settings.precision in ("auto", "bf16") else 0.0
         return copies + (gradients if processes > 1 else 0.0)
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
     layer = (total - embeddings) / model.layers

@@ -12,18 +12,20 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import schema
 from pipeline.errors import UserError
+from pipeline.graph import TRAINING
+from pipeline.launch import muster
 from pipeline.plan.layout import layout_fault
 from pipeline.plan.memory import GB, need
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner.base import folder
 from pipeline.schema.training import Optimisation
 
-TRAINING = ("pretrain", "train", "reward", "align")
 # What makes a step smaller, the least change first.
 SMALLER = (
     "peft=lora",
@@ -34,11 +36,15 @@ SMALLER = (
 
 @dataclass(frozen=True)
 class Machine:
-    """GPUs that a step may use, the memory of the smallest, and the machine's own memory, in bytes."""
+    """GPUs that a step may use, the memory of the smallest, and the machine's own memory, in bytes.
+
+    ``nodes``: how many such machines share a training step.
+    """
 
     gpus: int
     gpu_bytes: float
     main_bytes: float
+    nodes: int = 1
 
     @classmethod
     def here(cls) -> Machine:
@@ -46,33 +52,38 @@ class Machine:
         main = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         tool = shutil.which("nvidia-smi")
         if tool is None:
-            return cls(0, 0.0, main)
+            return cls(0, 0.0, main, muster.nodes())
         query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
         try:
             done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
             sizes = [float(line) * 2**20 for line in done.stdout.split()]
         except (OSError, ValueError, subprocess.SubprocessError):
             sizes = []
-        return cls(len(sizes), min(sizes, default=0.0), main)
+        return cls(len(sizes), min(sizes, default=0.0), main, muster.nodes())
 
     def words(self) -> str:
         """The machine as a reader thinks of it."""
+        if self.nodes > 1:
+            return f"{self.nodes} machines, each with {replace(self, nodes=1).words()}"
         if self.gpus:
             return f"{self.gpus} GPU{'s' if self.gpus > 1 else ''} of {self.gpu_bytes / GB:.0f} GB"
         return f"no NVIDIA GPU and {self.main_bytes / GB:.0f} GB of memory"
 
 
-def check(loaded: LoadedRecipe, stages: list[str], machine: Machine | None = None) -> None:
-    """Raise :class:`UserError` when one of ``stages`` cannot be trained on this machine.
+def check(loaded: LoadedRecipe, stages: list[str], where: Callable[[str], Machine] | None = None) -> None:
+    """Raise :class:`UserError` when one of ``stages`` cannot be trained where it would run.
 
-    The message says what is missing and the nearest settings that fit.
+    ``where`` gives the machine of a stage; this one unless given.  The message says what is missing and the
+    nearest settings that fit.
     """
     recipe = loaded.settings
-    machine = machine or Machine.here()
+    here = Machine.here() if where is None else None
     for name in (stage for stage in TRAINING if stage in stages):
         settings: Optimisation = getattr(recipe, name)
         if getattr(settings, "engine", "automodel") != "automodel":
             continue  # it looks for itself, and builds what can be built without GPUs
+        machine = here if where is None else where(name)
+        assert machine is not None
         fault = _fault(recipe, settings, machine, name)
         if fault:
             raise UserError(
@@ -94,21 +105,26 @@ def shape(model: schema.Model) -> schema.Model:
     return dataclasses.replace(model, tie_embeddings=tied, **known)
 
 
-def ask_for_gpus(recipe: schema.Recipe) -> Machine:
-    """Have a cluster's site that says nothing of GPUs ask for those that the recipe was made for.
+def ask_for_gpus(recipe: schema.Recipe) -> Callable[[str], Machine]:
+    """Have a cluster's site that says nothing of GPUs and machines ask for those that the recipe was made for.
 
-    Returns what a training step then has; of memory, what the recipe counts on.
+    Returns what the training step of a stage then has; of memory, what the recipe counts on.
     """
-    wanted, site = recipe.launch.gpus, recipe.site
-    if site.kind == "slurm":
-        asked = site.slurm.gpus_per_node
-        if not asked and wanted:
-            for name in TRAINING:
-                site.slurm.stages.setdefault(name, {}).setdefault("gpus_per_node", wanted)
-    else:
-        asked = site.kubernetes.gpus
-        site.kubernetes.gpus = asked or wanted
-    return Machine(asked or wanted, (recipe.launch.gpu_memory_gb or float("inf")) * GB, float("inf"))
+    wanted, site = recipe.launch, recipe.site
+    memory = (wanted.gpu_memory_gb or float("inf")) * GB
+    if site.kind != "slurm":
+        site.kubernetes.gpus = site.kubernetes.gpus or wanted.gpus
+        return lambda stage: Machine(schema.for_stage(site.kubernetes, stage).gpus, memory, float("inf"))
+    site.slurm.nodes = site.slurm.nodes or wanted.nodes
+    if not site.slurm.gpus_per_node and wanted.gpus:
+        for name in TRAINING:
+            site.slurm.stages.setdefault(name, {}).setdefault("gpus_per_node", wanted.gpus)
+
+    def machine(stage: str) -> Machine:
+        slurm = schema.for_stage(site.slurm, stage)
+        return Machine(slurm.gpus_per_node, memory, float("inf"), max(1, slurm.nodes))
+
+    return machine
 
 
 def _fault(recipe: schema.Recipe, settings: Optimisation, machine: Machine, name: str) -> str | None:
@@ -117,14 +133,20 @@ def _fault(recipe: schema.Recipe, settings: Optimisation, machine: Machine, name
             f"it is made for {recipe.launch.gpus} GPU{'s' if recipe.launch.gpus > 1 else ''} of "
             f"{recipe.launch.gpu_memory_gb} GB, and there is {machine.words()}."
         )
+    if recipe.launch.nodes > machine.nodes:
+        return (
+            f"it is made for {recipe.launch.nodes} machines (launch.nodes), which SITE=slurm can give a step, and there is "
+            f"{machine.words()}."
+        )
     if getattr(settings, "peft", "none") == "qlora" and not machine.gpus:
         return "qlora needs an NVIDIA GPU."
-    count = recipe.launch.processes or max(1, machine.gpus)
+    here = recipe.launch.processes or max(1, machine.gpus)
+    count = here * machine.nodes
     fault = layout_fault(settings, name, count)
     if fault:
         return fault
     wanted = need(shape(recipe.model), settings, count)
-    room = machine.gpu_bytes if machine.gpus else machine.main_bytes / count
+    room = machine.gpu_bytes if machine.gpus else machine.main_bytes / here
     if wanted.total <= room:
         return None
     parts = {

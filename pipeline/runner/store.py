@@ -30,7 +30,7 @@ from typing import Any
 from pipeline.errors import LifecycleError
 from pipeline.runner.identity import SHORT, digest_of
 from pipeline.runner.lease import Lease
-from pipeline.stages.seals import sha256_file, sync_path, sync_tree
+from pipeline.stages.seals import entries, sha256_file, sync_path, sync_tree
 from pipeline.stages.step import write_json
 
 MANIFEST = "manifest.json"
@@ -247,10 +247,8 @@ def file_names(folder: Path) -> list[str]:
 
 def file_table(folder: Path) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every file below a folder, by relative path, manifest excluded."""
-    return {
-        name: {"sha256": sha256_file(folder / name), "bytes": (folder / name).stat().st_size}
-        for name in file_names(folder)
-    }
+    names = file_names(folder)
+    return dict(zip(names, entries([folder / name for name in names]), strict=True))
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:

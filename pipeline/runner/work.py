@@ -143,6 +143,7 @@ def _job(order: Order, identity: str, held: Lease) -> dict[str, Any]:
         "work": str(held.folder.resolve()),
         "threads": thread_count(recipe.site.threads),
         "grace_s": recipe.site.grace_s,
+        "earlier": [str(path.resolve()) for path in order.store.artifacts(step.name)],
         "extra": extra,
     }
 

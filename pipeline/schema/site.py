@@ -26,8 +26,8 @@ class Slurm:
     qos: str | None = place(None, "quality of service")
     constraint: str | None = place(None, "features that a node must have")
     time: str = place("04:00:00", "time limit of one job; a step that needs longer goes on in the next")
-    nodes: int = place(1, "machines of one step", ge=1)
-    gpus_per_node: int = place(0, "GPUs of one step on its machine", ge=0)
+    nodes: int = place(0, "machines of a training step; 0: as many as launch.nodes says", ge=0)
+    gpus_per_node: int = place(0, "GPUs of one step on each of its machines", ge=0)
     cpus_per_task: int = place(0, "cores of one step (0: the partition's default)", ge=0)
     mem: str | None = place(
         None, "memory of one step on its machine, e.g. 64G; null: the partition's default"

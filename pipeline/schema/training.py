@@ -30,11 +30,15 @@ TOO_LONG = "what becomes of an example longer than the context: left out, its pr
 class Launch:
     """What a recipe was made for, and how many processes a training step runs as. Never bears identity."""
 
-    gpus: int = setting(0, "GPUs that the recipe was made for (0: none needed)", ge=0, identity=False)
+    gpus: int = setting(
+        0, "GPUs of a machine that the recipe was made for (0: none needed)", ge=0, identity=False
+    )
     gpu_memory_gb: int = setting(0, "memory of each of them, in GB", ge=0, identity=False)
-
+    nodes: int = setting(
+        1, "machines of a training step; more than one need SITE=slurm", ge=1, identity=False
+    )
     processes: int = setting(
-        0, "processes of a training step on this machine (0: one for each GPU, or one)", ge=0, identity=False
+        0, "processes of a training step on a machine (0: one for each GPU, or one)", ge=0, identity=False
     )
 
 
@@ -139,9 +143,10 @@ class Optimisation:
     beta2: float = setting(0.95, "AdamW's second moment decay", gt=0, le=1)
     grad_clip: float = setting(1.0, "largest gradient norm", gt=0)
     precision: str = setting(
-        "bf16",
-        "bf16: autocast over fp32 weights; bf16-weights: weights, too, are held in bf16; fp32: no bf16 at all",
-        choices=("bf16", "bf16-weights", "fp32"),
+        "auto",
+        "bf16: autocast over fp32 weights; bf16-weights: weights, too, are held in bf16; fp32: no bf16 at all; "
+        "auto: bf16 on GPUs and where a measurement finds the processor quicker in it, else fp32",
+        choices=("auto", "bf16", "bf16-weights", "fp32"),
     )
     packing: bool = setting(
         False,

@@ -10,7 +10,7 @@ Every stage that makes a model publishes ``model.json`` beside it:
 
 :func:`model_folder` gives the plain Hugging Face folder of either.  It merges adapters
 itself because the serving toolchain has no PEFT and the result must not depend on the
-toolchain that merges: ``W + (alpha / rank) * B @ A`` in fp32 (Hu et al. 2021, section 4.1), and
+toolchain that merges: ``W + (alpha / rank) * B @ A``, computed in fp32 (Hu et al. 2021, section 4.1), and
 with DoRA each of its rows scaled to its learned magnitude (Liu et al. 2024, equation 5).
 """
 
@@ -97,32 +97,44 @@ def read_weights(folder: Path) -> dict[str, Any]:
 def merge_adapter(base: Path, adapter: Path, target: Path) -> None:
     """Write to ``target`` the model of ``base`` with the LoRA ``adapter`` added to its weights.
 
-    Raises ``KeyError`` when the adapter names a layer that the base does not have.
+    Shard by shard, so memory is needed for the largest of them only; computed in fp32 and stored in the base's own
+    precision.  Raises ``KeyError`` when the adapter names a layer that the base does not have.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    scale = config["lora_alpha"] / config["r"]
-    weights = read_weights(base)
-    deltas = load_file(adapter / "adapter_model.safetensors")
-    for key in [k for k in deltas if k.endswith(".lora_A.weight")]:
-        layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        down = deltas[key].to(torch.float32)
-        up = deltas[key.replace(".lora_A.", ".lora_B.")].to(torch.float32)
-        name = f"{layer}.weight"
-        merged = weights[name].to(torch.float32) + scale * (up @ down)
-        if config.get("use_dora"):
-            magnitude = deltas[key.replace(".lora_A.weight", ".lora_magnitude_vector")].to(torch.float32)
-            merged *= (magnitude.flatten() / merged.norm(dim=1))[:, None]
-        weights[name] = merged
+    deltas = {
+        name: tensor.to(torch.float32)
+        for name, tensor in load_file(adapter / "adapter_model.safetensors").items()
+    }
+    ending = ".lora_A.weight"
+    layers = {
+        key.removeprefix("base_model.model.").removesuffix(ending) for key in deltas if key.endswith(ending)
+    }
     target.mkdir(parents=True)
-    weights = {name: tensor.to(torch.float32) for name, tensor in weights.items()}
-    for file in base.iterdir():
-        if file.is_file() and not file.name.endswith((".safetensors", ".safetensors.index.json")):
+    for file in sorted(base.iterdir()):
+        if file.suffix == ".safetensors":
+            weights = load_file(file)
+            for layer in {name.removesuffix(".weight") for name in weights} & layers:
+                name = f"{layer}.weight"
+                weights[name] = (
+                    _merged(weights[name], deltas, layer, config).to(weights[name].dtype).contiguous()
+                )
+                layers.remove(layer)
+            save_file(weights, target / file.name, metadata={"format": "pt"})
+        elif file.is_file():
             shutil.copy2(file, target / file.name)
-    save_file(
-        {k: v.contiguous() for k, v in weights.items()},
-        target / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    if layers:
+        raise KeyError(f"{base} has no {', '.join(sorted(layers))}, which the adapter changes")
+
+
+def _merged(weight: Any, deltas: dict[str, Any], layer: str, config: dict[str, Any]) -> Any:
+    """One weight with its adapter, in fp32."""
+    stem = f"base_model.model.{layer}"
+    scale = config["lora_alpha"] / config["r"]
+    merged = weight.float() + scale * (deltas[f"{stem}.lora_B.weight"] @ deltas[f"{stem}.lora_A.weight"])
+    if config.get("use_dora"):
+        magnitude = deltas[f"{stem}.lora_magnitude_vector"]
+        merged *= (magnitude.flatten() / merged.norm(dim=1))[:, None]
+    return merged

@@ -21,16 +21,24 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 SEALS = "seals.jsonl"
+DIGESTED_AT_ONCE = 8  # files; hashing a large one does not hold the interpreter
 
 
 def sha256_file(path: Path) -> str:
     """SHA-256 (hexadecimal) of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def entries(files: list[Path]) -> list[dict[str, Any]]:
+    """SHA-256 and size of each file, in order; several at a time, for a checkpoint has one a process."""
+    with ThreadPoolExecutor(min(DIGESTED_AT_ONCE, len(files) or 1)) as pool:
+        return list(pool.map(_entry, files))
 
 
 def sync_path(path: Path) -> None:
@@ -58,7 +66,9 @@ def write_seal(work: Path, piece: Path) -> None:
     Files first, then the folders that name them, then the seal: after a crash at any
     point a seal speaks of files that are on the disk.
     """
-    files = {file.relative_to(piece).as_posix(): _entry(file) for file in _files(piece)}
+    found = _files(piece)
+    names = (file.relative_to(piece).as_posix() for file in found)
+    files = dict(zip(names, entries(found), strict=True))
     if piece.is_dir():
         sync_tree(piece)
     else:
@@ -174,10 +184,12 @@ def _fault(piece: Path, files: dict[str, Any]) -> str | None:
     for name in sorted(files.keys() - present.keys()):
         if files[name] is not None:
             return f"{name} is missing"
-    for name, file in present.items():
+    for name in present:
         if name not in files:
             return f"{name} was added"
-        if files[name] is not None and _entry(file) != files[name]:
+    held = [name for name in present if files[name] is not None]
+    for name, entry in zip(held, entries([present[name] for name in held]), strict=True):
+        if entry != files[name]:
             return f"{name} differs" if name != "." else "its bytes differ"
     return None
 

@@ -43,7 +43,8 @@ class Step:
     ``inputs`` maps names of :class:`pipeline.graph.Stage` ``consumes`` to folders of
     published artifacts; ``base_model`` is the user's Hugging Face folder, if any;
     ``identity`` is the step's full identity (a hexadecimal digest); ``grace_s`` how long it
-    may go on when the controller is gone.
+    may go on when the controller is gone; ``earlier`` are the published artifacts of the same
+    stage and recipe, which may hold what need not be computed again.
     """
 
     stage: str
@@ -56,6 +57,7 @@ class Step:
     work: Path
     threads: int
     grace_s: float = 20.0
+    earlier: tuple[Path, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
     _last_progress: float = 0.0
 
@@ -74,6 +76,7 @@ class Step:
             work=Path(plain["work"]),
             threads=plain["threads"],
             grace_s=plain.get("grace_s", 20.0),
+            earlier=tuple(Path(path) for path in plain.get("earlier", ())),
             extra=plain.get("extra", {}),
         )
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def write_job(
     work: Path,
     inputs: dict[str, Path] | None = None,
     recipe: schema.Recipe | None = None,
+    earlier: Sequence[Path] = (),
     **changes: Any,
 ) -> Path:
     """A job file for one stage; ``changes`` are ``section={setting: value}``."""
@@ -82,6 +83,7 @@ def write_job(
                 "base_model": None,
                 "work": str(work),
                 "threads": 2,
+                "earlier": [str(path) for path in earlier],
             }
         )
     )

@@ -50,7 +50,6 @@ def test_a_site_may_be_a_file_anywhere(tmp_path: Path) -> None:
         ("site.slurm.time=12:00:00", "in quotes"),
         ("site.slurm.time=2-", "is no time limit"),
         ("site.slurm.time=\"'00:02:00'\"", "leaves no time for work"),
-        ("site.slurm.nodes=2", "a step runs on one machine so far"),
         ("site.slurm.mounts=[/data]", "site.slurm.mounts.0: '/data' is not HOST:CONTAINER"),
         ("site.slurm.mounts=['/data:/data']", "means nothing without site.slurm.container_image"),
         ("site.slurm.container_image='a;b'", "without quotes"),

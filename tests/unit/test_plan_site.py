@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -68,22 +69,22 @@ def test_what_makes_a_step_smaller_makes_the_estimate_smaller() -> None:
 
 def test_no_gpu_is_refused_with_what_can_be_done() -> None:
     with pytest.raises(UserError) as refused:
-        check(load("llama-8b"), ["curate", "train"], NONE)
+        check(load("llama-8b"), ["curate", "train"], lambda _: NONE)
     said = str(refused.value)
     assert "made for 8 GPUs of 80 GB, and there is no NVIDIA GPU and 25 GB of memory" in said
     assert "SITE=slurm" in said
     assert "RECIPE=llama-tiny" in said
-    check(load("llama-8b"), ["curate"], NONE)  # curation needs none
+    check(load("llama-8b"), ["curate"], lambda _: NONE)  # curation needs none
 
 
 def test_too_little_memory_is_refused_with_the_setting_that_fits() -> None:
     with pytest.raises(UserError) as refused:
-        check(load("llama-8b"), ["train"], ONE_H100)
+        check(load("llama-8b"), ["train"], lambda _: ONE_H100)
     said = str(refused.value)
     assert "1 GPU of 86 GB" in said
     assert 'What fits here: SET="train.peft=lora' in said
     setting = said.rsplit('SET="', 1)[1].split('"')[0]
-    check(load("llama-8b", setting), ["train"], ONE_H100)
+    check(load("llama-8b", setting), ["train"], lambda _: ONE_H100)
 
 
 def test_a_base_is_counted_by_its_own_shape(tmp_path: Path) -> None:
@@ -97,18 +98,18 @@ def test_a_base_is_counted_by_its_own_shape(tmp_path: Path) -> None:
         json.dumps({**large, "intermediate_size": 28672, "vocab_size": 128256})
     )
     with pytest.raises(UserError, match="for each of 1 processes"):
-        check(load("llama-tiny", f"model.base={tmp_path}"), ["train"], NONE)
+        check(load("llama-tiny", f"model.base={tmp_path}"), ["train"], lambda _: NONE)
 
 
 def test_a_layout_that_does_not_divide_is_refused_before_anything_starts() -> None:
     with pytest.raises(UserError, match="is not 3 data-parallel processes"):
-        check(load("llama-8b", "launch.processes=3"), ["train"], Machine(3, 800 * GB, 0.0))
+        check(load("llama-8b", "launch.processes=3"), ["train"], lambda _: Machine(3, 800 * GB, 0.0))
 
 
 def test_a_cluster_is_asked_for_the_recipes_gpus() -> None:
     loaded = recipe.load("llama-8b", ROOT, "", "slurm")
     machine = ask_for_gpus(loaded.settings)
-    assert machine.gpus == 8
+    assert (machine("train").gpus, machine("train").nodes) == (8, 1)
     assert loaded.settings.site.slurm.stages["train"]["gpus_per_node"] == 8
     assert "curate" not in loaded.settings.site.slurm.stages
     check(loaded, ["train", "align"], machine)
@@ -120,9 +121,30 @@ def test_every_llama_recipe_fits_the_machine_in_its_header() -> None:
         check(loaded, loaded.settings.stages, ask_for_gpus(loaded.settings))
 
 
+@pytest.mark.parametrize("name", ["llama-70b", "llama-405b"])
+def test_all_weights_of_the_large_fit_the_machines_in_the_header(name: str) -> None:
+    header = (ROOT / "recipes" / f"{name}.yaml").read_text().split("description:")[0]
+    (settings,) = re.findall(r'SET="(train.peft=none[^"]*)"', header)
+    with pytest.raises(UserError, match=r"made for \d+ machines \(launch.nodes\).* 1 GPU of"):
+        check(load(name, settings), ["train"], lambda _: ONE_H100)
+    loaded = recipe.load(name, ROOT, settings, "slurm")
+    machine = ask_for_gpus(loaded.settings)
+    assert machine("train").nodes == loaded.settings.launch.nodes > 1
+    check(loaded, ["train"], machine)
+
+
+def test_machines_of_one_stage() -> None:
+    loaded = recipe.load(
+        "llama-8b", ROOT, "site.slurm.stages='{train: {nodes: 2, gpus_per_node: 4}}' launch.nodes=1", "slurm"
+    )
+    machine = ask_for_gpus(loaded.settings)
+    assert (machine("train").gpus, machine("train").nodes) == (4, 2)
+    assert (machine("align").gpus, machine("align").nodes) == (8, 1)
+
+
 def test_the_tiny_recipes_fit_a_laptop() -> None:
     for name in ("llama-tiny", "llama-mini"):
-        check(load(name), ["pretrain", "train", "align"], Machine(0, 0.0, 8 * GB))
+        check(load(name), ["pretrain", "train", "align"], lambda _: Machine(0, 0.0, 8 * GB))
 
 
 def test_a_model_too_large_for_main_memory_is_refused(tmp_path: Path) -> None:
@@ -130,5 +152,5 @@ def test_a_model_too_large_for_main_memory_is_refused(tmp_path: Path) -> None:
         check(
             load("llama-tiny", "model.hidden_size=8192 model.layers=40 model.heads=64 model.kv_heads=8"),
             ["pretrain"],
-            NONE,
+            lambda _: NONE,
         )

@@ -31,7 +31,7 @@ def configuration(
         "trainer": {
             "num_nodes": nemo.nodes,
             "devices": nemo.gpus,
-            "precision": {"bf16": "bf16", "fp32": 32}[settings.precision],
+            "precision": {"bf16": "bf16", "auto": "bf16", "fp32": 32}[settings.precision],
             "dpo": {
                 "max_epochs": 1_000_000,  # the steps end the run
                 "max_steps": settings.max_steps,
@@ -51,7 +51,7 @@ def configuration(
         "pretrained_checkpoint": {"restore_from_path": str(checkpoint)},
         "model": {
             "mcore_gpt": True,
-            "megatron_amp_O2": settings.precision == "bf16",
+            "megatron_amp_O2": settings.precision != "fp32",
             "micro_batch_size": settings.micro_batch_size,
             "global_batch_size": settings.global_batch_size,
             "encoder_seq_length": context,

@@ -8,6 +8,8 @@ packing.py            sequences laid end to end, and attention that keeps them a
 config.py             a recipe's settings as AutoModel's configuration
 recipe.py             next-token training on AutoModel's own recipe class
 preference_losses.py  the preference losses, pure functions
+precision.py          bf16 or fp32, by a measurement
+pairs.py              what training on preference pairs has in common
 preference.py         preference training as a recipe class on the same engine
 reward.py             a Bradley-Terry reward model on the same engine
 linear_loss.py        output layer and cross-entropy in one pass

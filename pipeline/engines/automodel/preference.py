@@ -11,13 +11,18 @@ All means are over pairs, and over all data-parallel processes.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from nemo_automodel.recipes.llm.train_ft import build_model
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.engines.automodel.examples import IGNORED
@@ -32,9 +37,11 @@ from pipeline.engines.automodel.preference_losses import (
 )
 from pipeline.schema import Align, Optimisation
 from pipeline.schema.training import LOSS_SETTINGS
+from pipeline.stages.seals import entries
 from pipeline.stages.step import Step
 
 REFERENCE = "reference.safetensors"
+OF = "of"  # in the file's metadata: reference_key
 
 
 def loss_parameters(settings: Align) -> dict[str, float | bool]:
@@ -53,7 +60,7 @@ class PreferenceRecipe(PairRecipe):
         """Where progress goes, and the settings of the loss."""
         super().report_to(step, settings, work)
         assert isinstance(settings, Align)
-        self._align = settings
+        self._align, self._work = settings, work
         self._group = work.group
         self._needs_reference = LOSSES[settings.loss].reference
         self._reference: dict[str, Any] = {}
@@ -86,6 +93,13 @@ class PreferenceRecipe(PairRecipe):
         NaN where a run of this length never looks.
         """
         path = self._reporter.state / REFERENCE
+        of = ""
+        if self.dist_env.is_main and not path.exists():
+            of = reference_key(self._work, self._align, self.dist_env.world_size)
+            self._reporter.phase("look for reference scores")
+            take_earlier(self._reporter, of, path)
+        if self.dist_env.world_size > 1:
+            torch.distributed.barrier()
         if path.exists():
             return dict(load_file(path))
         if self.dist_env.is_main:
@@ -97,7 +111,7 @@ class PreferenceRecipe(PairRecipe):
             scores = {split: self._score_all(loader) for split, loader in loaders.items()}
         if self.dist_env.is_main:
             part_file = path.with_suffix(".part")
-            save_file(scores, part_file)
+            save_file(scores, part_file, metadata={OF: of})
             part_file.rename(path)
             self._reporter.seal(path)
         return scores
@@ -224,13 +238,40 @@ class PreferenceRecipe(PairRecipe):
         """As every training on pairs has them; the kept reference is published beside the model."""
         figures = super().final_figures()
         if self.dist_env.is_main and self._reference:
-            _publish_reference(self._reporter.state / REFERENCE, self._reporter.output / REFERENCE)
+            shutil.copyfile(self._reporter.state / REFERENCE, self._reporter.output / REFERENCE)
         return figures
 
 
-def _publish_reference(kept: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    target.hardlink_to(kept)
+def reference_key(work: Any, settings: Align, processes: int) -> str:
+    """What the reference's scores rest on, to the last bit: weights, examples and their batches, arithmetic."""
+    weights = sorted(Path(work.model).glob("*.safetensors"))
+    files = [Path(work.model) / "config.json", *weights, Path(work.train), Path(work.validation)]
+    digests = [entry["sha256"] for entry in entries(files)]
+    layout = asdict(settings.parallel) if processes > 1 else {}
+    rest = [work.group, settings.precision, settings.micro_batch_size, settings.packing, processes, layout]
+    if settings.peft == "qlora":
+        rest.append(settings.peft)
+    return hashlib.sha256(json.dumps([digests, rest], sort_keys=True).encode()).hexdigest()
+
+
+def take_earlier(step: Step, of: str, target: Path) -> None:
+    """Take the scores that an earlier alignment published, where they are of the same reference and examples."""
+    for artifact in step.earlier:
+        found = artifact / REFERENCE
+        try:
+            with safe_open(found, "pt") as file:
+                if (file.metadata() or {}).get(OF) != of:
+                    continue
+            table = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["files"]
+        except (OSError, ValueError, KeyError, SafetensorError):
+            continue
+        if entries([found]) != [table.get(REFERENCE)]:
+            step.warning(f"{found} is not what was published; the reference is scored anew")
+            continue
+        shutil.copyfile(found, target)
+        step.seal(target)
+        step.message(f"the reference's scores are those of align/{artifact.name}")
+        return
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Torchrun's agent starts as many as asked for and ends the others when one fails.  It puts
 each into a session of its own, out of the controller's reach, so each asks the kernel to
-end it with its agent: a step that is killed leaves nobody training behind.
+end it with its agent: a step that is killed leaves nobody training behind.  Over several machines
+each has an agent, and they meet at the first one's (``join``).
 """
 
 from __future__ import annotations
@@ -13,55 +14,89 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.launch import muster
 from pipeline.stages.ending import DISK_FULL, ending
 from pipeline.stages.pool import bind
 from pipeline.stages.step import Step, write_json
 
 RUN, FIGURES, AGENT = "run.json", "figures.json", "LIFECYCLE_AGENT"
+MEET_S = 900  # until the last machine has loaded its libraries from a shared disk
 
 
 def launch(step: Step, work: Any, count: int) -> dict[str, Any]:
-    """Train as ``count`` processes on this machine and return process 0's figures.
+    """Train as ``count`` processes on this machine, and as many on each other one; returns process 0's figures.
 
     Raises ``SystemExit`` with the status of the first process that failed.
+    """
+    from pipeline.engines.automodel.session import write_run
+
+    job, run = step.work / "job.json", step.work / RUN
+    write_run(run, work)
+    (step.work / FIGURES).unlink(missing_ok=True)
+    nodes = muster.nodes()
+    called = muster.call("core", job, run, count) if nodes > 1 else None
+    status = _agent(step, run, count, nodes, called.address if called else "", 0)
+    if status:
+        raise SystemExit(status)
+    found: dict[str, Any] = json.loads((step.work / FIGURES).read_text(encoding="utf-8"))
+    return found
+
+
+def _agent(step: Step, run: Path, count: int, nodes: int, address: str, node: int) -> int:
+    """Start this machine's processes and wait for them; the status is that of the first that failed, or 0.
+
+    ``address`` is where the machines meet, ``node`` which of them this is; both are moot for a single one.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from pipeline.engines.automodel.session import INTERRUPTED, write_run
+    from pipeline.engines.automodel.session import INTERRUPTED
 
-    write_run(step.work / RUN, work)
-    (step.work / FIGURES).unlink(missing_ok=True)
-    os.environ.update({AGENT: str(os.getpid()), "GLOO_SOCKET_IFNAME": "lo"})
+    os.environ[AGENT] = str(os.getpid())
     # The agent sets this to 1 unless it is there; the machine's cores are shared out instead.
     os.environ["OMP_NUM_THREADS"] = str(max(1, step.threads // count))
+    if nodes == 1:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        meeting: dict[str, Any] = {
+            "rdzv_backend": "c10d",
+            "rdzv_endpoint": "127.0.0.1:0",
+            "local_addr": "127.0.0.1",
+        }
+    else:
+        # Machine 0 has process 0, which reports and publishes.
+        configs = {"rank": node, "timeout": MEET_S}
+        meeting = {"rdzv_backend": "static", "rdzv_endpoint": address, "rdzv_configs": configs}
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=nodes,
+        max_nodes=nodes,
         nproc_per_node=count,
         run_id=step.identity[:16],
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
         max_restarts=0,
         shutdown_timeout=max(1, round(step.grace_s)),  # from SIGTERM on, to write a checkpoint
+        **meeting,
     )
-    module = ["-m", "pipeline.engines.automodel.rank", str(step.work / "job.json"), str(step.work / RUN)]
+    module = ["-m", "pipeline.engines.automodel.rank", str(step.work / "job.json"), str(run)]
     try:
         elastic_launch(config, sys.executable)(*module)
     except ChildFailedError as failed:
         codes = [failure.exitcode for failure in failed.failures.values()]
         known = [code for code in (2, DISK_FULL, INTERRUPTED) if code in codes]
-        raise SystemExit(known[0] if known else 1) from None
+        return known[0] if known else 1
     except SignalException:
-        raise SystemExit(INTERRUPTED) from None
-    found: dict[str, Any] = json.loads((step.work / FIGURES).read_text(encoding="utf-8"))
-    return found
+        return INTERRUPTED
+    return 0
+
+
+def join(job: str, run: str, address: str, count: str, nodes: str, node: str) -> int:
+    """This machine's part of a training that another one called for (:mod:`pipeline.launch.node`)."""
+    return _agent(Step.load(Path(job)), Path(run), int(count), int(nodes), address, int(node))
 
 
 def main() -> int:
     """Train this process's part; the status says how it ended, as a step's does."""
+    if sys.argv[1] == "join":
+        return join(*sys.argv[2:])
     bind(int(os.environ[AGENT]))
     from pipeline.engines.automodel.session import read_run, train
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from pipeline.engines.automodel.config import FLOATS, recipe_config
 from pipeline.engines.automodel.cpu import make_cuda_calls_harmless
 from pipeline.engines.automodel.examples import Examples, run_order, spread
 from pipeline.engines.automodel.one_gpu import keep_weights
+from pipeline.engines.automodel.precision import choose
+from pipeline.launch import muster
 from pipeline.plan.layout import layout_fault
 from pipeline.schema import Optimisation
 from pipeline.stages.step import InputError, Step, write_json
@@ -36,7 +38,8 @@ class Run:
 
     ``section`` names the settings (``train``), ``kind`` the recipe class (:func:`kind_of`),
     ``model`` the folder to start from, ``parent`` the stage that made it (an adapter is published over it);
-    ``group`` sequences of the examples belong together, ``labels`` are of the validation groups.
+    ``group`` sequences of the examples belong together, ``labels`` are of the validation groups;
+    ``precision`` is what was chosen where the settings leave it open (:mod:`.precision`).
     """
 
     section: str
@@ -48,6 +51,7 @@ class Run:
     parent: str | None = None
     group: int = 1
     labels: tuple[str, ...] = ()
+    precision: str | None = None
 
     def settings(self, step: Step) -> Optimisation:
         """The settings of this run's section."""
@@ -58,7 +62,7 @@ class Run:
             "align": schema.Align,
         }
         found: Optimisation = step.section(sections[self.section])
-        return found
+        return replace(found, precision=self.precision) if self.precision else found
 
 
 def kind_of(recipe_class: type) -> str:
@@ -88,7 +92,7 @@ def prepare(
 
 
 def process_count(step: Step) -> int:
-    """Processes that a training step of this job runs as."""
+    """Processes that a training step of this job runs as on each machine."""
     import torch
 
     asked = int(step.settings["launch"]["processes"])
@@ -106,8 +110,10 @@ def run(step: Step, work: Run) -> dict[str, Any]:
     count = process_count(step)
     if work.settings(step).async_checkpoint and not torch.cuda.is_available():
         step.warning(f"{work.section}.async_checkpoint needs CUDA: checkpoints are written in between")
-    _check(step, work.settings(step), work.section, count)
-    if count == 1:
+    nodes = muster.nodes()
+    _check(step, work.settings(step), work.section, count * nodes)
+    work = replace(work, precision=choose(step, work.settings(step).precision))
+    if count * nodes == 1:
         os.environ.update(_alone())
         return train(step, work)
     from pipeline.engines.automodel import rank
@@ -150,7 +156,7 @@ def train(step: Step, work: Run) -> dict[str, Any]:
     settings = work.settings(step)
     if settings.best_every:
         recipe.take_best()
-    figures: dict[str, Any] = recipe.final_figures()
+    figures: dict[str, Any] = {**recipe.final_figures(), "precision": settings.precision}
     publish.publish(step, settings, recipe.model_parts[0], work)
     return figures
 

@@ -172,7 +172,7 @@ def _fields(settings: Train | Pretrain, context: int, places: Places) -> list[tu
         ("trainer.strategy.pipeline_model_parallel_size", nemo.pipeline),
         (
             "trainer.strategy.pipeline_dtype",
-            torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+            torch.float32 if settings.precision == "fp32" else torch.bfloat16,
         ),
         # A preset's number of chunks fits the preset's pipeline only.
         ("trainer.strategy.virtual_pipeline_model_parallel_size", None),

@@ -55,6 +55,7 @@ from pipeline.stages.curate.shards import (
 from pipeline.stages.curate.shuffle import Shuffle
 from pipeline.stages.curate.split import SPLITS, assign
 from pipeline.stages.curate.synthetic import Generated
+from pipeline.stages.pool import worker_pool
 from pipeline.stages.step import InputError, Step
 
 TRAIN = SPLITS.index("train")
@@ -279,25 +280,17 @@ class Curation:
         kept = self.step.state / "tokenizer"
         if not kept.exists():
             self._require(shard / DOCUMENTS for shard in shards)
-            os.environ["RAYON_NUM_THREADS"] = str(self.step.threads)
-            os.environ["TOKENIZERS_PARALLELISM"] = "true"
             part = kept.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
-            texts = self._tokenizer_texts(shards, splits)
-            tokens.train_tokenizer(texts, self.model.vocab_size, self.model.context, part)
+            # In a process of its own: what training takes would stay with this one, and with all that it forks.
+            with worker_pool(1) as alone:
+                alone.submit(
+                    _train_tokenizer, shards, splits, self.curate, self.model, self.step.threads, part
+                ).result()
             part.rename(kept)
             self.step.seal(kept)
         shutil.copytree(kept, folder)
         return folder
-
-    def _tokenizer_texts(self, shards: list[Path], splits: Path) -> Iterator[str]:
-        """The training documents' texts, or a sample of them by the hash of their ids."""
-        assigned = np.load(splits, mmap_mode="r", allow_pickle=False)
-        documents, most = int((assigned == TRAIN).sum()), self.curate.tokenizer_documents
-        limit = (1 << 64) if not most or documents <= most else (1 << 64) * most // documents
-        for row in _rows(shards, assigned, TRAIN):
-            if shuffle_key(row["id"]) < limit:
-                yield f"# {row['name']}\n" + cut(row["text"], self.curate.max_characters)
 
     def write(self, folders: list[Path]) -> None:
         """Blend, shuffle and write the pre-training data; make the pairs."""
@@ -405,6 +398,23 @@ def _link(file: Path, target: Path) -> None:
         os.link(file, target)
     except OSError:
         shutil.copyfile(file, target)
+
+
+def _train_tokenizer(
+    shards: list[Path], splits: Path, curate: Curate, model: Model, threads: int, folder: Path
+) -> None:
+    """Train on the training documents' texts, or on a sample of them by the hash of their ids."""
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    assigned = np.load(splits, mmap_mode="r", allow_pickle=False)
+    documents, most = int((assigned == TRAIN).sum()), curate.tokenizer_documents
+    limit = (1 << 64) if not most or documents <= most else (1 << 64) * most // documents
+    texts = (
+        f"# {row['name']}\n" + cut(row["text"], curate.max_characters)
+        for row in _rows(shards, assigned, TRAIN)
+        if shuffle_key(row["id"]) < limit
+    )
+    tokens.train_tokenizer(texts, model.vocab_size, model.context, folder)
 
 
 def _rows(shards: list[Path], splits: Any, split: int) -> Iterator[dict[str, Any]]:

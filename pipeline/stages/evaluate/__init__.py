@@ -1,6 +1,6 @@
 """Evaluation: base, fine-tuned and aligned model side by side, each beside honest baselines.
 
-All models are scored on the same held-out items in fp32.  A model's raw scores are kept
+All models are scored on the same held-out items, on the same devices (:mod:`pipeline.stages.reading`).  A model's raw scores are kept
 under ``state/`` once they are complete, so an interrupted evaluation goes on with the
 next model.
 """
@@ -25,7 +25,7 @@ def run(step: Step) -> None:
     from pipeline.stages.evaluate import figures, table
     from pipeline.stages.evaluate.held_out import read_held_out
     from pipeline.stages.evaluate.measure import scores_of
-    from pipeline.stages.evaluate.scoring import load_model
+    from pipeline.stages.reading import load_model
 
     settings = step.section(Evaluate)
     torch.set_num_threads(step.threads)

@@ -31,8 +31,8 @@ def greedy_answers(
             inputs[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
             mask[row, longest - len(prompts[index]) :] = 1
         output = model.generate(
-            input_ids=inputs,
-            attention_mask=mask,
+            input_ids=inputs.to(model.device),
+            attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=sorted(ends),

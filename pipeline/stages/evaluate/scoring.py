@@ -1,9 +1,8 @@
-"""Log-probabilities of held-out tokens under a model: fp32, no dropout, no sampling."""
+"""Log-probabilities of held-out tokens under a model: no dropout, no sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,6 @@ import torch
 from pipeline.engines.automodel.examples import IGNORED, Examples
 
 Progress = Callable[[int, int], None]
-
-
-def load_model(folder: Path) -> Any:
-    """The model of a Hugging Face folder in fp32, for reading only."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    return model.eval()
 
 
 @torch.inference_mode()
@@ -41,9 +32,10 @@ def label_losses(model: Any, examples: Examples, batch_size: int, progress: Prog
             [row for _, row in rows], batch_first=True, padding_value=IGNORED
         )
         wanted = labels != IGNORED
-        hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state[wanted]
+        hidden = model.model(input_ids=inputs.to(model.device), use_cache=False).last_hidden_state
+        hidden = hidden[wanted.to(hidden.device)]
         each = [
-            torch.nn.functional.cross_entropy(model.lm_head(h), t, reduction="none")
+            _losses(model.lm_head(h), t)
             for h, t in zip(hidden.split(2048), labels[wanted].split(2048), strict=True)
         ]
         flat = torch.cat(each).numpy()
@@ -52,6 +44,11 @@ def label_losses(model: Any, examples: Examples, batch_size: int, progress: Prog
             losses[index] = part
         progress(min(start + batch_size, count), count)
     return losses
+
+
+def _losses(logits: Any, labels: Any) -> Any:
+    each = torch.nn.functional.cross_entropy(logits.float(), labels.to(logits.device), reduction="none")
+    return each.cpu()
 
 
 def _sequence(examples: Examples, index: int) -> tuple[Any, Any]:

@@ -115,7 +115,7 @@ class _Worker:
 
     def answered(self, records: list[Record], done: int, total: int) -> list[Record]:
         """The records with ``answers``: ``text``, ``ended``, and the ``score`` of each that ended."""
-        from pipeline.stages.evaluate.scoring import load_model
+        from pipeline.stages.reading import load_model
         from pipeline.stages.sample.draw import draw
         from pipeline.stages.sample.score import scorer
 

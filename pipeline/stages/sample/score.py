@@ -11,6 +11,7 @@ import torch
 from pipeline.engines.automodel.tokenise import answer_ids, prompt_ids
 from pipeline.schema import Sample
 from pipeline.stages.house_style import check
+from pipeline.stages.reading import load_classifier
 from pipeline.stages.step import InputError
 
 Turns = list[dict[str, str]]
@@ -35,16 +36,14 @@ def scorer(settings: Sample, tokenizer: Any, reward: Path | None) -> Scorer:
 
 
 def load_reward_model(folder: Path) -> Any:
-    """The sequence classification model of a Hugging Face folder in fp32, for reading only.
+    """The sequence classification model of a Hugging Face folder, for reading only.
 
     Raises :class:`InputError` where it has more than one output.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model = load_classifier(folder)
     if model.config.num_labels != 1:
         raise InputError(f"{folder} is no reward model: it has {model.config.num_labels} labels, not one")
-    return model.eval()
+    return model
 
 
 @torch.inference_mode()

@@ -188,6 +188,52 @@ def test_killed_on_the_way_it_ends_with_the_same_bytes(
         assert (work / "output" / file.relative_to(whole / "output")).read_bytes() == file.read_bytes()
 
 
+def test_told_to_stop_the_best_weights_are_those_of_an_undisturbed_run(
+    tmp_path: Path, run_stage: Callable[..., Path], curated: Path, pretrained: Path
+) -> None:
+    # The rate ruins the model on the way, so that the best look is not the last.
+    ruin = {"lr": 1.0, "max_steps": 30, "warmup_steps": 29, "schedule": "constant", "best_every": 2}
+    settings = layout("train", {**TRAIN, **ruin}, {})
+    inputs = {"data": curated, "pretrain": pretrained}
+    whole = run_stage("train", tmp_path / "whole", inputs, **settings)
+    wanted = looks(whole)
+    assert min(wanted.values()) < wanted[30]
+    work = tmp_path / "stopped"
+    job = write_job("train", work, inputs, **settings)
+    for last in (False, True):
+        process = start(job)
+        while not last and len(checkpoints(work)) < 2 and process.poll() is None:
+            time.sleep(0.005)
+        if not last:
+            process.terminate()
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == (0 if last else 75), output
+        keep_sound(work, lambda path, reason: pytest.fail(reason))
+    assert looks(work) == wanted
+    name = "output/model/model.safetensors"
+    assert (work / name).read_bytes() == (whole / name).read_bytes()
+
+
+def looks(work: Path) -> dict[int, float]:
+    """Validation loss by step, as reported by all attempts."""
+    found = ((event["step"], event["values"]) for event in events(work, "metric"))
+    return {step: values["validation_loss"] for step, values in found if "validation_loss" in values}
+
+
+def test_bf16_over_two_processes_is_bf16_in_one(
+    tmp_path: Path, run_stage: Callable[..., Path], curated: Path, pretrained: Path
+) -> None:
+    inputs = {"data": curated, "pretrain": pretrained}
+    base = {**TRAIN, "precision": "bf16"}
+    made = [
+        outcome(run_stage("train", tmp_path / name, inputs, **layout("train", base, change)))
+        for name, change in (("one", {}), ("two", LAYOUTS["2 x fsdp2"]))
+    ]
+    assert made[0][0] == pytest.approx(made[1][0], rel=0.01)
+    assert made[0][1] == pytest.approx(made[1][1], rel=0.05)
+    assert made[0][2] == pytest.approx(made[1][2], rel=0.01)
+
+
 def checkpoints(work: Path) -> list[str]:
     """The sealed checkpoints of a run."""
     if not work.exists():

@@ -1,0 +1,51 @@
+"""``precision: auto``: bf16 where this machine is quicker in it, by a measurement.
+
+Processors with bf16 instructions (AVX-512 BF16, AMX, Arm BF16) multiply several times as quickly in it as in
+fp32; others convert in software, several times as slowly.  What a step chose is kept, so an attempt that
+goes on, on whatever machine, trains as the first did.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from pipeline.stages.step import Step, write_json
+
+WIDTH = 256
+PRODUCTS = 8
+ROUNDS = 7
+
+
+def choose(step: Step, asked: str) -> str:
+    """The precision that a step trains in: what is asked for, or what the measurement says."""
+    if asked != "auto":
+        return asked
+    kept = step.state / "precision.json"
+    if not kept.exists():
+        import torch
+
+        if torch.cuda.is_available():
+            write_json(kept, {"precision": "bf16"})
+        else:
+            ratio = bf16_speed()
+            write_json(kept, {"precision": "bf16" if ratio > 1 else "fp32", "bf16_speed": round(ratio, 2)})
+        step.seal(kept)
+    return str(json.loads(kept.read_text(encoding="utf-8"))["precision"])
+
+
+def bf16_speed() -> float:
+    """How many times as quick as in fp32 a matrix product is in bf16 here; medians, in alternation."""
+    import torch
+
+    sides = {dtype: torch.ones(WIDTH, WIDTH, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    taken: dict[Any, list[float]] = {dtype: [] for dtype in sides}
+    for _ in range(ROUNDS + 1):
+        for dtype, side in sides.items():
+            began = time.perf_counter()
+            for _ in range(PRODUCTS):
+                side @ side
+            taken[dtype].append(time.perf_counter() - began)
+    middle = {dtype: sorted(times[1:])[ROUNDS // 2] for dtype, times in taken.items()}  # the first warms up
+    return middle[torch.float32] / middle[torch.bfloat16]
