@@ -8,6 +8,7 @@
            slurm.py, kubernetes.py    NeMo-Run's executors: scripts or manifests, and sending them
                 ┊ the cluster
            python -m pipeline STAGE pinned.yaml --only --here      on the machine of the job
+           node.py      on its further machines, which the step calls over muster.py
 
 A job is no second way to run a step: it runs the controller there, so that identity, leases,
 sealed checkpoints and publishing are what they are on a laptop.  A job starts only when those

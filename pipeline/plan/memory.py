@@ -22,6 +22,7 @@ from pipeline.schema.training import Model, Optimisation
 GB = 1e9
 CONTEXT_BYTES = 1.5 * GB
 FRAGMENTATION = 1.1
+NF4 = 0.55  # bytes a weight, with its scales (Dettmers et al. 2023, section 3)
 LOGITS = 16  # bytes x vocabulary a token
 BLOCK = 512  # positions of the output layer at once, in one process
 
@@ -71,7 +72,9 @@ def need(model: Model, settings: Optimisation, processes: int) -> Need:
     held = 2.0 if settings.precision == "bf16-weights" else 4.0
     total = parameters(model)
     trained = total if peft == "none" else adapter_parameters(model, settings.lora.rank)  # type: ignore[attr-defined]
-    weights = total * (0.55 if peft == "qlora" else held) / split  # NF4 and its scales
+    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
+    layers = NF4 if peft == "qlora" else held
+    weights = ((total - embeddings) * layers + embeddings * held) / split
     tokens = settings.micro_batch_size * model.context / shape.context
     if isinstance(settings, schema.Align):
         tokens *= 3 if settings.loss == "kto" else 2

@@ -138,8 +138,6 @@ def _fault(recipe: schema.Recipe, settings: Optimisation, machine: Machine, name
             f"it is made for {recipe.launch.nodes} machines (launch.nodes), which SITE=slurm can give a step, and there is "
             f"{machine.words()}."
         )
-    if getattr(settings, "peft", "none") == "qlora" and not machine.gpus:
-        return "qlora needs an NVIDIA GPU."
     here = recipe.launch.processes or max(1, machine.gpus)
     count = here * machine.nodes
     fault = layout_fault(settings, name, count)

@@ -137,6 +137,10 @@ def step_environment(toolchain: Toolchain, threads: int) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # mimalloc (in Arrow and in rensa) takes what memory a limit leaves, a gigabyte at best, in
+        # advance: nothing is left for the other allocators then, and libraries that expect some crash.
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+        "MIMALLOC_ARENA_RESERVE": "16384",  # KiB
     }
 
 

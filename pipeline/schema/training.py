@@ -19,9 +19,7 @@ LOSS_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 PREFERENCE_LOSSES = tuple(LOSS_SETTINGS)
 PEFT_KINDS = ("none", "lora", "dora", "qlora")
-PEFT = (
-    "none: all weights; lora: adapters only; dora: with a learned magnitude; qlora: over 4-bit weights (CUDA)"
-)
+PEFT = "none: all weights; lora: adapters only; dora: with a learned magnitude; qlora: over 4-bit weights"
 LENGTHS = ("drop", "cut-prompt", "error")
 TOO_LONG = "what becomes of an example longer than the context: left out, its prompt cut in front, or a stop"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Lifecycle
 
-LIMIT_MB = 320  # of data (RLIMIT_DATA) for the controller, the step and every worker each
+LIMIT_MB = 352  # of data (RLIMIT_DATA) for the controller, the step and every worker each
 TIMES = 20
 PARAGRAPHS, OF_A_DOCUMENT = 4000, 64
 

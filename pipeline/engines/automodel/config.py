@@ -93,7 +93,7 @@ def recipe_config(
         if isinstance(settings, Reward):
             # AutoModel's checkpoints of adapters hold nothing else, so the head learns by one, too.
             config["peft"]["target_modules"] = [*settings.lora.targets, "score"]
-    if peft == "qlora":  # NF4 weights under the adapters (Dettmers et al. 2023); needs CUDA
+    if peft == "qlora":  # NF4 weights under the adapters (Dettmers et al. 2023)
         config["quantization"] = {"load_in_4bit": True, "load_in_8bit": False}
     return config
 

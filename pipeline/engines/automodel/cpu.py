@@ -1,7 +1,7 @@
-"""Three CUDA calls that AutoModel 0.7 makes without asking, made harmless where there is no CUDA.
+"""What training on a CPU needs: CUDA calls made harmless, and 4-bit weights kept trainable through.
 
-AutoModel's recipe class asks the CUDA runtime for the current device while it builds a
-model.  On a machine without CUDA those calls raise before anything is trained.  Nothing
+AutoModel 0.7's recipe class asks the CUDA runtime for the current device while it builds a
+model, in three places.  On a machine without CUDA those calls raise before anything is trained.  Nothing
 here changes what is computed: the answers go to code paths that move tensors to a device,
 and that device becomes the CPU.  ``tests/stages/core/test_cpu_guard.py`` fails when a new
 AutoModel no longer needs this.
@@ -38,3 +38,14 @@ class _TorchOnCpu:
         if str(kind).startswith("cuda"):
             return self._torch.device("cpu")
         return self._torch.device(kind, *rest)
+
+
+def keep_four_bit_gradients() -> None:
+    """Have bitsandbytes keep 4-bit weights in the layout that gradients go through.
+
+    On processors with AVX-512 BF16 it packs them for inference at the first look at validation data, for good; the
+    kernel behind that has no backward pass, and layers below would learn from nothing.
+    """
+    from bitsandbytes.nn import modules
+
+    modules.has_avx512bf16 = lambda: False

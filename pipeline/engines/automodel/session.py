@@ -12,14 +12,13 @@ import json
 import os
 import socket
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipeline import schema
 from pipeline.engines.automodel import packing, publish
 from pipeline.engines.automodel.config import FLOATS, recipe_config
-from pipeline.engines.automodel.cpu import make_cuda_calls_harmless
+from pipeline.engines.automodel.cpu import keep_four_bit_gradients, make_cuda_calls_harmless
 from pipeline.engines.automodel.examples import Examples, run_order, spread
 from pipeline.engines.automodel.one_gpu import keep_weights
 from pipeline.engines.automodel.precision import choose
@@ -126,10 +125,6 @@ def _check(step: Step, settings: Optimisation, section: str, count: int) -> None
     fault = layout_fault(settings, section, count)
     if fault:
         raise InputError(fault)
-    if getattr(settings, "peft", "none") == "qlora" and find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"{section}.peft=qlora needs the package bitsandbytes, which the core toolchain does not have"
-        )
     # The data loader's place is kept for each process: with another number examples would come twice or never.
     kept = step.state / "processes.json"
     before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else count
@@ -172,6 +167,8 @@ def build(step: Step, work: Run) -> Any:
     packing.register()
     torch.set_num_threads(max(1, step.threads // int(os.environ["LOCAL_WORLD_SIZE"])))
     settings = work.settings(step)
+    if getattr(settings, "peft", "none") == "qlora":
+        keep_four_bit_gradients()
     keep_weights(FLOATS[settings.precision])
     config = recipe_config(
         settings,

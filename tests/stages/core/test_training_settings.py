@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import events, load_step, write_job
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pipeline import schema
 from pipeline.schema.training import PREFERENCE_LOSSES
@@ -144,6 +145,55 @@ def test_dora_trains_and_merges_as_peft_does(run: Run, tmp_path: Path, pretraine
         theirs = PeftModel.from_pretrained(base, adapter)(tokens).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours, before, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory, curated: Path, run_stage: Callable[..., Path]) -> Path:
+    """A model with as many weights as have something to round."""
+    shape = {"hidden_size": 128, "intermediate_size": 128}
+    return run_stage("pretrain", tmp_path_factory.mktemp("wide"), {"data": curated}, model=shape) / "output"
+
+
+def rounded(model: Path, target: Path) -> Path:
+    """A copy of a model's folder with the weights of its linear layers rounded to NF4 and back."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    shutil.copytree(model, target)
+    weights = load_file(model / "model.safetensors")
+    for name, weight in weights.items():
+        if "_proj" in name:
+            packed = quantize_4bit(weight.to(torch.bfloat16), compress_statistics=True, quant_type="nf4")
+            weights[name] = dequantize_4bit(*packed).float()
+    (target / "model.safetensors").unlink()
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+@pytest.mark.parametrize("stage", [train, align])
+def test_qlora_is_lora_over_weights_rounded_to_four_bits(
+    tmp_path: Path, curated: Path, wide: Path, stage: Any
+) -> None:
+    name = stage.__name__.rsplit(".", 1)[-1]
+    other = tmp_path / "rounded"
+    other.mkdir()
+    rounded(wide / "model", other / "model")
+    (other / "model.json").write_bytes((wide / "model.json").read_bytes())
+    rows = {}
+    for kind, model in (("qlora", wide), ("lora", other), ("plain lora", wide)):
+        settings = {**SMALL, "precision": "bf16", "lr": 2e-3, "peft": kind.split()[-1]}
+        job = write_job(name, tmp_path / kind, {"data": curated, "pretrain": model}, **{name: settings})
+        stage.run(load_step(job))
+        rows[kind] = logged(tmp_path / kind)
+    ours, theirs, plain = (
+        torch.tensor([[row["loss"], row["grad_norm"]] for row in rows[kind]])
+        for kind in ("qlora", "lora", "plain lora")
+    )
+    assert (ours - theirs).abs().max() < 0.03 * theirs.abs().max()
+    # It is the rounding that is seen, and not only its absence.
+    assert (ours - theirs).norm() < (ours - plain).norm() / 2
+    adapter = load_file(tmp_path / "qlora" / "output" / "adapter" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    assert any(tensor.abs().max() > 0 for key, tensor in adapter.items() if ".lora_B." in key)
 
 
 def test_preferences_with_dora_start_at_the_reference(run: Run) -> None:
