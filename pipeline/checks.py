@@ -19,6 +19,7 @@ AUTOMODEL_ONLY: dict[str, tuple[object, ...]] = {
     "answers": ("last",),
     "too_long": ("drop",),
     "peft": ("none", "lora"),
+    "precision": ("auto", "bf16", "fp32"),
     "schedule": ("cosine",),
     "best_every": (0,),
     "loss": ("dpo",),
@@ -117,6 +118,8 @@ def _layout(section: str, settings: Optimisation) -> Iterator[tuple[str, str]]:
             f"{section}.parallel.context",
             "is for next-token training: preference losses need whole answers",
         )
+    if getattr(settings, "peft", "none") == "qlora" and settings.precision == "fp32":
+        yield f"{section}.precision", "fp32 does not go with qlora, whose weights are multiplied in bf16"
     if isinstance(settings, schema.Align):
         yield from _foreign(settings)
     if isinstance(settings, schema.Align) and settings.loss == "orpo" and settings.sft_weight:

@@ -94,7 +94,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="train",
-        version=2,
+        version=3,
         toolchain="core",
         sections=("model", "train"),
         consumes=(("data", ("curate",)), ("pretrain", ("pretrain",))),
@@ -106,7 +106,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="reward",
-        version=1,
+        version=2,
         toolchain="core",
         sections=("model", "reward", ASKED),
         consumes=(("data", ("curate",)), ("pretrain", ("pretrain",)), ("train", ("train",))),
@@ -133,7 +133,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="align",
-        version=2,
+        version=3,
         toolchain="core",
         sections=("model", "align", ASKED),
         consumes=(

@@ -19,6 +19,7 @@ from pipeline.toolchains import ROOT
             "train.packing: does not go with train.parallel.context above 1",
         ),
         ("align.parallel.strategy=fsdp2 align.parallel.context=2", "preference losses need whole answers"),
+        ("train.peft=qlora train.precision=fp32", "train.precision: fp32 does not go with qlora"),
         ("align.loss=orpo", "orpo holds the loss on the chosen answers already"),
         ("align.loss=dpoo", "align.loss"),
         (
@@ -29,6 +30,10 @@ from pipeline.toolchains import ROOT
         ("train.engine=nemo train.answers=all train.micro_batch_size=1", "'all' is for the engine automodel"),
         ("tracking.mlflow=mlruns", "tracking.mlflow: 'mlruns' is not the address of a tracking server"),
         ("tracking.mlflow=https://me:secret@host", "tracking.mlflow: holds a name or password"),
+        (
+            "align.engine=aligner align.precision=bf16-weights align.micro_batch_size=1",
+            "is for the engine automodel",
+        ),
         ("align.engine=aligner align.loss=kto align.micro_batch_size=1", "aligner goes with 'dpo'"),
     ],
 )

@@ -8,6 +8,7 @@ packing.py            sequences laid end to end, and attention that keeps them a
 config.py             a recipe's settings as AutoModel's configuration
 recipe.py             next-token training on AutoModel's own recipe class
 preference_losses.py  the preference losses, pure functions
+adapters.py           LoRA layers: their start, and the model without them
 precision.py          bf16 or fp32, by a measurement
 pairs.py              what training on preference pairs has in common
 preference.py         preference training as a recipe class on the same engine

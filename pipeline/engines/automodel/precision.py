@@ -11,6 +11,7 @@ import json
 import time
 from typing import Any
 
+from pipeline.schema import Optimisation
 from pipeline.stages.step import Step, write_json
 
 WIDTH = 256
@@ -18,10 +19,12 @@ PRODUCTS = 8
 ROUNDS = 7
 
 
-def choose(step: Step, asked: str) -> str:
+def choose(step: Step, settings: Optimisation) -> str:
     """The precision that a step trains in: what is asked for, or what the measurement says."""
-    if asked != "auto":
-        return asked
+    if settings.precision != "auto":
+        return settings.precision
+    if getattr(settings, "peft", "none") == "qlora":
+        return "bf16"  # 4-bit weights are multiplied in nothing else
     kept = step.state / "precision.json"
     if not kept.exists():
         import torch

@@ -25,6 +25,7 @@ from nemo_automodel.recipes.llm.train_ft import build_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from pipeline.engines.automodel.adapters import adapters_off, has_adapters
 from pipeline.engines.automodel.examples import IGNORED
 from pipeline.engines.automodel.pairs import PairRecipe
 from pipeline.engines.automodel.preference_losses import (
@@ -70,7 +71,7 @@ class PreferenceRecipe(PairRecipe):
 
     def load_checkpoint(self, restore_from: str | None = None) -> None:
         """Score with the reference first, while the weights still are the reference's."""
-        adapted = any(True for _ in _adapters(self.model_parts[0]))
+        adapted = has_adapters(self.model_parts[0])
         live = self._needs_reference and self._align.reference == "live"
         if not adapted and (live or self._align.exact_kl):
             copy = build_model(
@@ -215,7 +216,7 @@ class PreferenceRecipe(PairRecipe):
         return torch.tensor(total / max(count, 1), dtype=value.dtype, device=value.device)
 
     def _knows_distributions(self) -> bool:
-        return "reference" in self._frozen or any(True for _ in _adapters(self.model_parts[0]))
+        return "reference" in self._frozen or has_adapters(self.model_parts[0])
 
     def _divergence(self, batch: dict[str, Any]) -> Any:
         """KL(policy || reference) in nats a token, exact over the vocabulary, ``[pairs]``.
@@ -272,26 +273,3 @@ def take_earlier(step: Step, of: str, target: Path) -> None:
         step.seal(target)
         step.message(f"the reference's scores are those of align/{artifact.name}")
         return
-
-
-@contextmanager
-def adapters_off(model: Any) -> Iterator[None]:
-    """The model without its adapters, for as long as the context lasts."""
-    adapted = list(_adapters(model))
-    before = [(module.scale, getattr(module, "use_dora", None)) for module in adapted]
-    for module in adapted:
-        module.scale = 0.0
-        if getattr(module, "use_dora", False):
-            module.use_dora = False  # its learned magnitude replaces the weight's norm
-    try:
-        yield
-    finally:
-        for module, (scale, dora) in zip(adapted, before, strict=True):
-            module.scale = scale
-            if dora is not None:
-                module.use_dora = dora
-
-
-def _adapters(model: Any) -> Iterator[Any]:
-    """The model's LoRA layers."""
-    return (module for module in model.modules() if hasattr(module, "lora_B") and hasattr(module, "scale"))

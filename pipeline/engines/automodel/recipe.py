@@ -21,6 +21,7 @@ from nemo_automodel.recipes.llm.train_ft import TrainFinetuneRecipeForNextTokenP
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
+from pipeline.engines.automodel.adapters import start_alike
 from pipeline.engines.automodel.examples import IGNORED
 from pipeline.engines.automodel.linear_loss import linear_cross_entropy
 from pipeline.schema import Optimisation
@@ -45,7 +46,7 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
     def report_to(self, step: Step, settings: Optimisation, work: Run) -> None:
         """Where progress goes, and whether the forward pass is autocast to bf16."""
         self._reporter = step
-        self._bf16 = settings.precision == "bf16"
+        self._bf16, self._seed = settings.precision == "bf16", settings.seed
         self._seen: dict[str, Any] = {"tokens": 0, "last_loss": None}
         self._began = time.monotonic()
         self._sealed: Path | None = None
@@ -182,6 +183,7 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         differs, as it does after the work folder moved to the next epoch.  That it is this
         run's is known: the folder belongs to the step's identity.
         """
+        start_alike(self.model_parts[0], self._seed)
         with self._unwrapped_on_load():
             super().load_checkpoint(restore_from or "LATEST")
 

@@ -111,7 +111,7 @@ def run(step: Step, work: Run) -> dict[str, Any]:
         step.warning(f"{work.section}.async_checkpoint needs CUDA: checkpoints are written in between")
     nodes = muster.nodes()
     _check(step, work.settings(step), work.section, count * nodes)
-    work = replace(work, precision=choose(step, work.settings(step).precision))
+    work = replace(work, precision=choose(step, work.settings(step)))
     if count * nodes == 1:
         os.environ.update(_alone())
         return train(step, work)

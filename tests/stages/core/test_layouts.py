@@ -26,6 +26,7 @@ STEPS = {
     "precision": "fp32",
 }
 TRAIN = {**STEPS, "lr": 3e-3, "validation_batches": 3}
+LORA = {**TRAIN, "peft": "lora"}
 ALIGN = {**STEPS, "lr": 1e-3, "beta": 0.5}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "packed": {"packing": True},
@@ -121,6 +122,38 @@ def test_every_layout_trains_the_same(
         torch.testing.assert_close(weights[key], tensor, rtol=1e-3, atol=3e-4)
     processes = json.loads((work / "result.json").read_text())["metrics"]["processes"]
     assert processes == LAYOUTS[name].get("processes", 1)
+
+
+@pytest.fixture(scope="module")
+def adapted(
+    tmp_path_factory: pytest.TempPathFactory,
+    run_stage: Callable[..., Path],
+    curated: Path,
+    pretrained: Path,
+) -> Path:
+    """Adapters trained in one process."""
+    inputs = {"data": curated, "pretrain": pretrained}
+    return run_stage("train", tmp_path_factory.mktemp("adapted"), inputs, **layout("train", LORA, {}))
+
+
+@pytest.mark.parametrize("name", ["2 x ddp", "2 x fsdp2, accumulated, packed", "tensor over 2"])
+def test_adapters_start_and_train_the_same_in_every_layout(
+    tmp_path: Path, run_stage: Callable[..., Path], curated: Path, pretrained: Path, adapted: Path, name: str
+) -> None:
+    inputs = {"data": curated, "pretrain": pretrained}
+    work = run_stage("train", tmp_path / "w", inputs, **layout("train", LORA, LAYOUTS[name]))
+    ours, wanted = (
+        torch.tensor(
+            [[row["loss"], row["grad_norm"]] for row in map(json.loads, log.read_text().splitlines())]
+        )
+        for log in (folder / "state" / "checkpoints" / "training.jsonl" for folder in (work, adapted))
+    )
+    assert ours[:, 0].tolist() == pytest.approx(wanted[:, 0].tolist(), rel=2e-4)
+    assert ours[:, 1].tolist() == pytest.approx(wanted[:, 1].tolist(), rel=2e-3)
+    file = "output/adapter/adapter_model.safetensors"
+    trained = load_file(work / file)
+    for key, tensor in load_file(adapted / file).items():
+        torch.testing.assert_close(trained[key], tensor, rtol=2e-2, atol=2e-4)
 
 
 def test_a_batch_that_two_processes_cannot_share_is_refused(

@@ -10,6 +10,7 @@ import pytest
 from conftest import write_job
 
 from pipeline.engines.automodel import precision
+from pipeline.schema import Train
 from pipeline.stages.seals import read_seals
 from pipeline.stages.step import Step
 
@@ -20,14 +21,15 @@ def test_the_measurement_decides_once(
 ) -> None:
     step = Step.load(write_job("train", tmp_path / "w"))
     monkeypatch.setattr(precision, "bf16_speed", lambda: ratio)
-    assert precision.choose(step, "auto") == chosen
+    assert precision.choose(step, Train()) == chosen
     assert "state/precision.json" in read_seals(step.work)
     monkeypatch.setattr(
         precision, "bf16_speed", lambda: pytest.fail("an attempt that goes on measures nothing")
     )
-    assert precision.choose(step, "auto") == chosen
+    assert precision.choose(step, Train()) == chosen
     for asked in ("fp32", "bf16", "bf16-weights"):
-        assert precision.choose(step, asked) == asked
+        assert precision.choose(step, Train(precision=asked)) == asked
+    assert precision.choose(step, Train(peft="qlora")) == "bf16"
 
 
 def test_the_measurement_is_repeatable() -> None:
