@@ -107,7 +107,7 @@ test-faults: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
 	FAULTS=full $(VENVS)/dev/bin/python -m pytest tests/faults
 
 test-stages: $(CORE) $(SERVING) $(NEMO)
-	$(VENVS)/core/bin/python -m pytest tests/stages/core
+	$(VENVS)/core/bin/python -m pytest tests/stages/core -n 2 --dist loadfile
 	$(VENVS)/serving/bin/python -m pytest tests/stages/serving
 	$(VENVS)/nemo/bin/python -m pytest tests/stages/nemo -W ignore
 

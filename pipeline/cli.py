@@ -53,10 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if getattr(options, "keep_dropped", False):
         options.set += " curate.keep_dropped=true"
+    status = 1
     try:
-        return guarded(options.call, options)
+        status = guarded(options.call, options)
     finally:
-        muster.dismiss()
+        muster.dismiss(status)
+    return status
 
 
 def guarded(call: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:

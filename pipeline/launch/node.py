@@ -1,7 +1,7 @@
 """A further machine of a step: ``python -m pipeline.launch.node``, waiting for calls (:mod:`.muster`).
 
-Runs on the controller's interpreter; what is called for runs in the step's toolchain.  It never ends by itself
-before it is dismissed: that the training ended here says nothing of how the step did.
+Runs on the controller's interpreter; what is called for runs in the step's toolchain.  It does not end by itself
+before it is dismissed, whatever became of the training here: how the step ended is the controller's to say.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from types import FrameType
 
 from pipeline.launch import muster
-from pipeline.runner.execute import step_environment
+from pipeline.runner.execute import die_with, step_environment
 from pipeline.runner.threads import thread_count
 from pipeline.toolchains import Toolchain
 
@@ -40,9 +41,14 @@ def main() -> int:
             answered = called
             process = join(called)
             at_work[:] = [process]
-            process.wait()
+            status = process.wait()
             at_work.clear()
+            if status:
+                muster.tell_failed(place, status if status > 0 else 128 - status)
         time.sleep(POLL_S)
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # the cluster ends what is left when the first machine is done
     return 0
 
 
@@ -53,7 +59,9 @@ def join(called: muster.Call) -> subprocess.Popen[bytes]:
     module = "pipeline.engines.automodel.rank"
     words = [str(toolchain.python), "-m", module, "join", called.job, called.run]
     words += [called.address, str(called.processes), str(called.nodes), os.environ[muster.NODE]]
-    return subprocess.Popen(words, stdin=subprocess.DEVNULL, env=environment)
+    return subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, env=environment, preexec_fn=partial(die_with, os.getpid())
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from pipeline.launch import muster
 from pipeline.launch.orders import ENDS, Job, Order, StepOrder
 
 SAFE_PATH = re.compile(r"[\w./@+=-]+")
-DISMISSAL_S = 60
 MUSTER = "muster"
 INTERRUPTED = 143  # the controller's exit status after SIGTERM
 
@@ -101,7 +100,7 @@ def _executor(order: Order, step: StepOrder, site: schema.Site, folder: Path, tu
         # Names: Pyxis takes the values from the job's environment, not from the image's.
         container_env=list(site.secrets) or None,
         job_name_prefix=f"{order.recipe}.",
-        srun_args=_srun(step, slurm),
+        srun_args=_srun(slurm),
         setup_lines=_setup(step, slurm, folder),
         packager=nemo_run.Packager(),
         tunnel=tunnel,
@@ -120,23 +119,24 @@ def _nodes(step: StepOrder, slurm: schema.Slurm) -> int:
     return max(1, slurm.nodes) if step.stage in TRAINING else 1
 
 
-def _srun(step: StepOrder, slurm: schema.Slurm) -> list[str]:
-    """What srun does not take over from the job: one task would be bound to one core.
-
-    With several machines it ends the others a minute after one is gone, if they are not dismissed.
-    """
+def _srun(slurm: schema.Slurm) -> list[str]:
+    """What srun does not take over from the job: one task would be bound to one core."""
     cores = [f"--cpus-per-task={slurm.cpus_per_task}"] if slurm.cpus_per_task else []
-    several = [f"--wait={DISMISSAL_S}"] if _nodes(step, slurm) > 1 else []
-    return ["--cpu-bind=none", *cores, *several]
+    return ["--cpu-bind=none", *cores]
 
 
 def _setup(step: StepOrder, slurm: schema.Slurm, folder: Path) -> str:
     """The lines of the batch script before the step: what happens when it ends, then the site's own."""
     ended = shlex.quote(str(folder / ENDS / step.stage))
+    # Of several machines srun gives the highest status, and ends all when one fails: the controller's is what counts.
+    several = [
+        f'  told={_muster(step, folder)}/{muster.DISMISSED}; [ ! -f "$told" ] || status=$(cat "$told")'
+    ]
     return "\n".join(
         [
             "lifecycle_end() {",
             "  status=$?",
+            *(several if _nodes(step, slurm) > 1 else []),
             f'  echo "$status $(date -u +%Y-%m-%dT%H:%M:%SZ)" > {ended}."${{SLURM_RESTART_COUNT:-0}}"',
             # Only while it runs: a job that was cancelled must not come back.
             f'  if [ "$status" -eq {INTERRUPTED} ] && '
@@ -160,16 +160,23 @@ def _command(order: Order, step: StepOrder, site: schema.Site, folder: Path) -> 
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(order.environment.items())]
     nodes = _nodes(step, schema.for_stage(site.slurm, step.stage))
     if nodes > 1:
-        place = shlex.quote(str(folder / MUSTER / step.stage))
         waits = shlex.join([step.command[0], "-m", "pipeline.launch.node"])
         exports += [
             f"export {muster.NODES}={nodes} {muster.NODE}=$SLURM_PROCID",
-            f'export {muster.FOLDER}={place}."$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"',
-            f'[ "$SLURM_PROCID" = 0 ] || exec {waits}',
+            f"export {muster.FOLDER}={_muster(step, folder)}",
+            # Until it is listening, a signal must not end it.
+            f"[ \"$SLURM_PROCID\" = 0 ] || {{ trap '' TERM; exec {waits}; }}",
         ]
+    else:
+        exports.append(f"export {muster.NODES}=1")
     return "\n".join(
         [f"cd {shlex.quote(order.cwd)} || exit 1", *exports, f"exec {shlex.join(step.command)}\n"]
     )
+
+
+def _muster(step: StepOrder, folder: Path) -> str:
+    """Where the machines of a step find each other, as a word of the shell."""
+    return shlex.quote(str(folder / MUSTER / step.stage)) + '."$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'
 
 
 def _submit(experiment: Any) -> None:

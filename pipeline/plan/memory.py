@@ -78,6 +78,8 @@ def need(model: Model, settings: Optimisation, processes: int) -> Need:
     tokens = settings.micro_batch_size * model.context / shape.context
     if isinstance(settings, schema.Align):
         tokens *= 3 if settings.loss == "kto" else 2
+    if isinstance(settings, schema.Reward):
+        tokens *= 2
     width, narrow = model.hidden_size, shape.tensor if shape.sequence else 1
     layer = 34 / shape.tensor if shape.sequence else 10 + 24 / shape.tensor
     if shape.recompute == "full":
@@ -85,7 +87,8 @@ def need(model: Model, settings: Optimisation, processes: int) -> Need:
     else:
         activations = tokens * width * layer * model.layers
     blocks = processes == 1 and not isinstance(settings, schema.Align)
-    activations += (min(tokens, BLOCK) if blocks else tokens) * model.vocab_size * LOGITS
+    if not isinstance(settings, schema.Reward):  # its head has one output
+        activations += (min(tokens, BLOCK) if blocks else tokens) * model.vocab_size * LOGITS
     frozen = (
         isinstance(settings, schema.Align)
         and peft == "none"

@@ -38,13 +38,14 @@ SMALLER = (
 class Machine:
     """GPUs that a step may use, the memory of the smallest, and the machine's own memory, in bytes.
 
-    ``nodes``: how many such machines share a training step.
+    ``nodes``: how many such machines share a training step, and ``assigned`` whether a cluster has said so.
     """
 
     gpus: int
     gpu_bytes: float
     main_bytes: float
     nodes: int = 1
+    assigned: bool = False
 
     @classmethod
     def here(cls) -> Machine:
@@ -52,14 +53,14 @@ class Machine:
         main = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         tool = shutil.which("nvidia-smi")
         if tool is None:
-            return cls(0, 0.0, main, muster.nodes())
+            return cls(0, 0.0, main, muster.nodes(), muster.assigned())
         query = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
         try:
             done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
             sizes = [float(line) * 2**20 for line in done.stdout.split()]
         except (OSError, ValueError, subprocess.SubprocessError):
             sizes = []
-        return cls(len(sizes), min(sizes, default=0.0), main, muster.nodes())
+        return cls(len(sizes), min(sizes, default=0.0), main, muster.nodes(), muster.assigned())
 
     def words(self) -> str:
         """The machine as a reader thinks of it."""
@@ -120,9 +121,13 @@ def ask_for_gpus(recipe: schema.Recipe) -> Callable[[str], Machine]:
         for name in TRAINING:
             site.slurm.stages.setdefault(name, {}).setdefault("gpus_per_node", wanted.gpus)
 
+    for name in TRAINING:
+        if getattr(getattr(recipe, name), "engine", "automodel") != "automodel":
+            site.slurm.stages.setdefault(name, {}).setdefault("nodes", 1)  # it asks for machines itself
+
     def machine(stage: str) -> Machine:
         slurm = schema.for_stage(site.slurm, stage)
-        return Machine(slurm.gpus_per_node, memory, float("inf"), max(1, slurm.nodes))
+        return Machine(slurm.gpus_per_node, memory, float("inf"), max(1, slurm.nodes), assigned=True)
 
     return machine
 
@@ -133,7 +138,7 @@ def _fault(recipe: schema.Recipe, settings: Optimisation, machine: Machine, name
             f"it is made for {recipe.launch.gpus} GPU{'s' if recipe.launch.gpus > 1 else ''} of "
             f"{recipe.launch.gpu_memory_gb} GB, and there is {machine.words()}."
         )
-    if recipe.launch.nodes > machine.nodes:
+    if recipe.launch.nodes > machine.nodes and not machine.assigned:
         return (
             f"it is made for {recipe.launch.nodes} machines (launch.nodes), which SITE=slurm can give a step, and there is "
             f"{machine.words()}."

@@ -82,7 +82,7 @@ def execute(
             env=step_environment(toolchain, job["threads"]),
             start_new_session=True,
             pass_fds=(held.descriptor,),
-            preexec_fn=partial(_die_with, os.getpid()),
+            preexec_fn=partial(die_with, os.getpid()),
         )
         try:
             status, usage = _watch(process, reader, display, outcome, errors, held)
@@ -189,7 +189,7 @@ def _end_group(process: subprocess.Popen[bytes], grace_s: float, display: Displa
         process.wait()
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """In the child: have the kernel end it when the controller is gone, even by kill -9."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

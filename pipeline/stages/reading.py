@@ -1,7 +1,7 @@
 """Models that are only read, by evaluation and sampling: where they are held and in which precision.
 
-On a machine with GPUs a model is spread over them in the precision that it was saved in (not executed here); without,
-it is held in main memory in fp32.
+On a machine with GPUs a model is spread over them (not executed here), a language model in the precision that it was
+saved in; without, it is held in main memory.  All else is fp32: scores must not depend on their batch.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ def load_model(folder: Path) -> Any:
     """The language model of a Hugging Face folder."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", **_place()).eval()
+    kind = "auto" if torch.cuda.is_available() else torch.float32
+    found = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="sdpa", **_place())
+    return found.eval()
 
 
 def load_classifier(folder: Path) -> Any:
     """The sequence classification model of a Hugging Face folder."""
     from transformers import AutoModelForSequenceClassification
 
-    return AutoModelForSequenceClassification.from_pretrained(folder, **_place()).eval()
+    found = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **_place())
+    return found.eval()
 
 
 def _place() -> dict[str, Any]:
-    if torch.cuda.is_available():
-        return {"dtype": "auto", "device_map": "auto"}
-    return {"dtype": torch.float32}
+    return {"device_map": "auto"} if torch.cuda.is_available() else {}

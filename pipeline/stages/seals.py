@@ -105,8 +105,8 @@ def write_release(work: Path, files: Iterable[Path]) -> None:
         released.append(file)
     if changed:
         with open(work / SEALS, "a", encoding="utf-8") as handle:
-            for piece, entries in changed.items():
-                handle.write(json.dumps({"piece": piece, "files": entries}, sort_keys=True) + "\n")
+            for piece, digests in changed.items():
+                handle.write(json.dumps({"piece": piece, "files": digests}, sort_keys=True) + "\n")
             handle.flush()
             os.fsync(handle.fileno())
     for path in released:

@@ -89,7 +89,15 @@ class WeightsAndBiases:
 
         subject.folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(
-            console="off", disable_git=True, save_code=False, disable_job_creation=True, x_disable_stats=True
+            console="off",
+            disable_git=True,
+            save_code=False,
+            disable_job_creation=True,
+            host="withheld",
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_save_requirements=False,
         )
         self._run = wandb.init(
             project=project,

@@ -48,7 +48,8 @@ def write_corpus(folder: Path, size: int) -> tuple[int, int]:
                 of = documents - 1 if kind in (3, 7) else documents
                 parts = [pool[number(of, place) % PARAGRAPHS] for place in range(OF_A_DOCUMENT)]
                 if kind == 7:
-                    parts[5] = pool[number("other", documents) % PARAGRAPHS]
+                    another = 1 + number("other", documents) % (PARAGRAPHS - 1)
+                    parts[5] = pool[(number(of, 5) + another) % PARAGRAPHS]
                 originals += kind not in (3, 7)
                 written += shard.write(json.dumps({"text": "\n".join(parts)}) + "\n")
                 documents += 1

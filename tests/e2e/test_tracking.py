@@ -1,9 +1,10 @@
-"""Trackers are told what a step's record says, through a kill; what they cannot take costs nothing."""
+"""Trackers are told what a step's record says, through a kill, and nothing besides."""
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import struct
 import subprocess
 import sys
@@ -108,6 +109,7 @@ def in_wandb(folder: Path) -> tuple[dict[str, Points], set[str]]:
             record = Record.FromString(data)
             if record.WhichOneof("record_type") == "run":
                 ids.add(record.run.run_id)
+                assert record.run.host == "withheld"
             if record.WhichOneof("record_type") == "history":
                 items = {
                     "/".join(item.nested_key) or item.key: json.loads(item.value_json)
@@ -151,6 +153,10 @@ def test_all_trackers_know_what_the_record_knows(
     told, ids = in_wandb(folder / "wandb")
     close(told, known, 1e-12)
     assert ids == {made["identity"][:32]}  # one run, gone on with
+    for file in (folder / "wandb").rglob("*"):  # the figures are sent, and not the machine
+        assert file.name != "requirements.txt"
+        if file.suffix == ".wandb":
+            assert platform.release().encode() not in file.read_bytes()
 
     client = MlflowClient(tracking_uri=server)
     place = client.get_experiment_by_name("llama-mini").experiment_id

@@ -142,6 +142,16 @@ def test_machines_of_one_stage() -> None:
     assert (machine("align").gpus, machine("align").nodes) == (8, 1)
 
 
+def test_a_stage_may_have_fewer_machines_and_nemo_asks_itself() -> None:
+    settings = (
+        "launch.nodes=2 site.slurm.stages='{align: {nodes: 1}}' train.engine=nemo train.micro_batch_size=1"
+    )
+    loaded = recipe.load("llama-8b", ROOT, settings, "slurm")
+    machine = ask_for_gpus(loaded.settings)
+    assert [machine(stage).nodes for stage in ("train", "reward", "align")] == [1, 2, 1]
+    check(loaded, ["train", "align"], machine)
+
+
 def test_the_tiny_recipes_fit_a_laptop() -> None:
     for name in ("llama-tiny", "llama-mini"):
         check(load(name), ["pretrain", "train", "align"], lambda _: Machine(0, 0.0, 8 * GB))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -42,6 +43,7 @@ from pipeline.stages.seals import entries
 from pipeline.stages.step import Step
 
 REFERENCE = "reference.safetensors"
+SHARED_DISK_S = 60.0  # until another machine sees a new file
 OF = "of"  # in the file's metadata: reference_key
 
 
@@ -96,12 +98,10 @@ class PreferenceRecipe(PairRecipe):
         path = self._reporter.state / REFERENCE
         of = ""
         if self.dist_env.is_main and not path.exists():
-            of = reference_key(self._work, self._align, self.dist_env.world_size)
             self._reporter.phase("look for reference scores")
+            of = reference_key(self._work, self._align, self._computing())
             take_earlier(self._reporter, of, path)
-        if self.dist_env.world_size > 1:
-            torch.distributed.barrier()
-        if path.exists():
+        if self._first_has(path):
             return dict(load_file(path))
         if self.dist_env.is_main:
             self._reporter.phase("score with the reference")
@@ -116,6 +116,22 @@ class PreferenceRecipe(PairRecipe):
             part_file.rename(path)
             self._reporter.seal(path)
         return scores
+
+    def _computing(self) -> list[Any]:
+        """Where the arithmetic is done: kind of device, processes, threads of each."""
+        device, count = self.compute_device.type, self.dist_env.world_size
+        return [device, count, torch.get_num_threads() if device == "cpu" else 0]
+
+    def _first_has(self, path: Path) -> bool:
+        """Whether process 0 sees a file; the others take its word, and wait until they see it too."""
+        if self.dist_env.world_size == 1:
+            return path.exists()
+        seen = torch.tensor(float(self.dist_env.is_main and path.exists()), device=self.compute_device)
+        torch.distributed.all_reduce(seen)
+        deadline = time.monotonic() + SHARED_DISK_S
+        while seen and not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return bool(seen)
 
     def _score_all(self, loader: Any) -> Any:
         dataset, collate, size = loader.dataset, loader.collate_fn, self.dataloader.batch_size
@@ -243,13 +259,16 @@ class PreferenceRecipe(PairRecipe):
         return figures
 
 
-def reference_key(work: Any, settings: Align, processes: int) -> str:
-    """What the reference's scores rest on, to the last bit: weights, examples and their batches, arithmetic."""
+def reference_key(work: Any, settings: Align, computing: list[Any]) -> str:
+    """What the reference's scores rest on, to the last bit: weights, examples and their batches, arithmetic.
+
+    Code and toolchain are the same already: the controller names no others' artifacts (``runner/work.py``).
+    """
     weights = sorted(Path(work.model).glob("*.safetensors"))
     files = [Path(work.model) / "config.json", *weights, Path(work.train), Path(work.validation)]
     digests = [entry["sha256"] for entry in entries(files)]
-    layout = asdict(settings.parallel) if processes > 1 else {}
-    rest = [work.group, settings.precision, settings.micro_batch_size, settings.packing, processes, layout]
+    layout = asdict(settings.parallel)
+    rest = [work.group, settings.precision, settings.micro_batch_size, settings.packing, layout, computing]
     if settings.peft == "qlora":
         rest.append(settings.peft)
     return hashlib.sha256(json.dumps([digests, rest], sort_keys=True).encode()).hexdigest()
@@ -264,12 +283,13 @@ def take_earlier(step: Step, of: str, target: Path) -> None:
                 if (file.metadata() or {}).get(OF) != of:
                     continue
             table = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["files"]
-        except (OSError, ValueError, KeyError, SafetensorError):
+            shutil.copyfile(found, target)
+        except (FileNotFoundError, ValueError, KeyError, SafetensorError):
             continue
-        if entries([found]) != [table.get(REFERENCE)]:
+        if entries([target]) != [table.get(REFERENCE)]:
             step.warning(f"{found} is not what was published; the reference is scored anew")
+            target.unlink()
             continue
-        shutil.copyfile(found, target)
         step.seal(target)
         step.message(f"the reference's scores are those of align/{artifact.name}")
         return

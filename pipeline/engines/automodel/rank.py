@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,14 @@ from pipeline.stages.pool import bind
 from pipeline.stages.step import Step, write_json
 
 RUN, FIGURES, AGENT = "run.json", "figures.json", "LIFECYCLE_AGENT"
+WATCH_S = 1.0
 MEET_S = 900  # until the last machine has loaded its libraries from a shared disk
 
 
 def launch(step: Step, work: Any, count: int) -> dict[str, Any]:
     """Train as ``count`` processes on this machine, and as many on each other one; returns process 0's figures.
 
-    Raises ``SystemExit`` with the status of the first process that failed.
+    Raises ``SystemExit`` with what the status of those that failed says.
     """
     from pipeline.engines.automodel.session import write_run
 
@@ -34,12 +38,24 @@ def launch(step: Step, work: Any, count: int) -> dict[str, Any]:
     write_run(run, work)
     (step.work / FIGURES).unlink(missing_ok=True)
     nodes = muster.nodes()
-    called = muster.call("core", job, run, count) if nodes > 1 else None
-    status = _agent(step, run, count, nodes, called.address if called else "", 0)
+    address = ""
+    if nodes > 1:
+        address = muster.call("core", job, run, count).address
+        threading.Thread(target=_stop_when_one_fails, daemon=True).start()
+    status = _agent(step, run, count, nodes, address, 0)
     if status:
         raise SystemExit(status)
     found: dict[str, Any] = json.loads((step.work / FIGURES).read_text(encoding="utf-8"))
     return found
+
+
+def _stop_when_one_fails() -> None:
+    """End this machine's part when another's failed: its processes would wait for theirs, NCCL's for an hour."""
+    place = muster.folder()
+    assert place is not None
+    while muster.failed(place) is None:
+        time.sleep(WATCH_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _agent(step: Step, run: Path, count: int, nodes: int, address: str, node: int) -> int:
@@ -80,12 +96,19 @@ def _agent(step: Step, run: Path, count: int, nodes: int, address: str, node: in
     try:
         elastic_launch(config, sys.executable)(*module)
     except ChildFailedError as failed:
-        codes = [failure.exitcode for failure in failed.failures.values()]
-        known = [code for code in (2, DISK_FULL, INTERRUPTED) if code in codes]
-        return known[0] if known else 1
+        return known_status([failure.exitcode for failure in failed.failures.values()])
     except SignalException:
-        return INTERRUPTED
+        place = muster.folder()
+        lost = muster.failed(place) if place and node == 0 else None
+        return INTERRUPTED if lost in (None, INTERRUPTED) else known_status([lost])
     return 0
+
+
+def known_status(codes: list[int | None]) -> int:
+    """The status of a step some of whose processes ended with these."""
+    from pipeline.engines.automodel.session import INTERRUPTED
+
+    return next((code for code in (2, DISK_FULL, INTERRUPTED) if code in codes), 1)
 
 
 def join(job: str, run: str, address: str, count: str, nodes: str, node: str) -> int:

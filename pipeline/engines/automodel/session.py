@@ -110,7 +110,7 @@ def run(step: Step, work: Run) -> dict[str, Any]:
     if work.settings(step).async_checkpoint and not torch.cuda.is_available():
         step.warning(f"{work.section}.async_checkpoint needs CUDA: checkpoints are written in between")
     nodes = muster.nodes()
-    _check(step, work.settings(step), work.section, count * nodes)
+    _check(step, work.settings(step), work.section, count, nodes)
     work = replace(work, precision=choose(step, work.settings(step)))
     if count * nodes == 1:
         os.environ.update(_alone())
@@ -120,21 +120,23 @@ def run(step: Step, work: Run) -> dict[str, Any]:
     return rank.launch(step, work, count)
 
 
-def _check(step: Step, settings: Optimisation, section: str, count: int) -> None:
+def _check(step: Step, settings: Optimisation, section: str, count: int, nodes: int) -> None:
     """Raise :class:`InputError` unless this many processes can do, or go on with, what the settings say."""
-    fault = layout_fault(settings, section, count)
+    fault = layout_fault(settings, section, count * nodes)
     if fault:
         raise InputError(fault)
     # The data loader's place is kept for each process: with another number examples would come twice or never.
     kept = step.state / "processes.json"
-    before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else count
-    if before != count:
+    now = {"processes": count, "nodes": nodes}
+    before = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else now
+    if before["processes"] * before["nodes"] != count * nodes:
         raise InputError(
-            f"the interrupted attempt trained as {before} processes, and its checkpoints cannot be gone on from as "
-            f"{count}: set launch.processes={before}, or let `lifecycle gc --interrupted` remove what it left"
+            f"the interrupted attempt trained as {before['processes']} processes on each of {before['nodes']} machines, and "
+            f"its checkpoints cannot be gone on from as {count} on each of {nodes}: set launch.processes="
+            f"{before['processes']} launch.nodes={before['nodes']}, or let `lifecycle gc --interrupted` remove what it left"
         )
     if not kept.exists():
-        write_json(kept, count)
+        write_json(kept, now)
         step.seal(kept)
 
 

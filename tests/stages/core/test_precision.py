@@ -32,18 +32,13 @@ def test_the_measurement_decides_once(
     assert precision.choose(step, Train(peft="qlora")) == "bf16"
 
 
-def test_the_measurement_is_repeatable() -> None:
-    first, second = precision.bf16_speed(), precision.bf16_speed()
-    assert (first > 1) == (second > 1)
-
-
 def test_what_was_chosen_is_what_is_trained_and_told(
     tmp_path: Path, run_stage: Callable[..., Path], curated: Path
 ) -> None:
     made = run_stage("pretrain", tmp_path / "auto", {"data": curated}, pretrain={"precision": "auto"})
     chosen = json.loads((made / "result.json").read_text())["metrics"]["precision"]
     told = json.loads((made / "state" / "precision.json").read_text())
-    assert told["precision"] == chosen == ("bf16" if told["bf16_speed"] > 1 else "fp32")
+    assert told["precision"] == chosen == ("bf16" if told["bf16_speed"] > 1.3 else "fp32")
     same = run_stage("pretrain", tmp_path / "named", {"data": curated}, pretrain={"precision": chosen})
     name = "output/model/model.safetensors"
     assert (made / name).read_bytes() == (same / name).read_bytes()

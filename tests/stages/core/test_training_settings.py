@@ -111,8 +111,8 @@ def test_another_number_of_processes_does_not_go_on(run: Run, tmp_path: Path) ->
     from pipeline.stages.step import InputError
 
     work = run(train)
-    (work / "state" / "processes.json").write_text("2")
-    with pytest.raises(InputError, match=r"trained as 2 processes.*launch\.processes=2"):
+    (work / "state" / "processes.json").write_text('{"processes": 2, "nodes": 1}')
+    with pytest.raises(InputError, match=r"trained as 2 processes.*launch\.processes=2 launch\.nodes=1"):
         run(train)
 
 
