@@ -112,7 +112,7 @@ test-stages: $(CORE) $(SERVING) $(NEMO)
 	$(VENVS)/nemo/bin/python -m pytest tests/stages/nemo -W ignore
 
 # Chains through NeMo-Run on a real Slurm that the tests start and stop on this machine.
-test-launch: $(CONTROLLER) $(LAUNCH) slurm
+test-launch: $(CONTROLLER) $(CORE) $(LAUNCH) slurm
 	$(VENVS)/launch/bin/python -m pytest tests/launch
 
 # Slurm for those tests, where it is not installed: Debian's or Ubuntu's packages, as root.
