@@ -113,9 +113,11 @@ def merge_adapter(base: Path, adapter: Path, target: Path) -> None:
         key.removeprefix("base_model.model.").removesuffix(ending) for key in deltas if key.endswith(ending)
     }
     target.mkdir(parents=True)
+    index = base / "model.safetensors.index.json"
+    kept = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.exists() else None
     for file in sorted(base.iterdir()):
         if file.suffix == ".safetensors":
-            weights = load_file(file)
+            weights = {name: each for name, each in load_file(file).items() if kept is None or name in kept}
             for layer in {name.removesuffix(".weight") for name in weights} & layers:
                 name = f"{layer}.weight"
                 weights[name] = (
