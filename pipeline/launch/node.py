@@ -17,6 +17,7 @@ from types import FrameType
 from pipeline.launch import muster
 from pipeline.runner.execute import die_with, step_environment
 from pipeline.runner.threads import thread_count
+from pipeline.stages.ending import INTERRUPTED
 from pipeline.toolchains import Toolchain
 
 POLL_S = 0.5
@@ -43,12 +44,12 @@ def main() -> int:
             at_work[:] = [process]
             status = process.wait()
             at_work.clear()
-            if status:
+            # Told to stop, all machines are: the first needs no second word, which would cut its checkpoint short.
+            if status not in (0, INTERRUPTED):
                 muster.tell_failed(place, status if status > 0 else 128 - status)
         time.sleep(POLL_S)
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # the cluster ends what is left when the first machine is done
+    # The cluster ends what is left when the first machine is done.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0
 
 

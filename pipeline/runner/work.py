@@ -21,7 +21,7 @@ from pipeline.runner.execute import Outcome, execute
 from pipeline.runner.identity import digest_of
 from pipeline.runner.inputs import Input
 from pipeline.runner.lease import Lease
-from pipeline.runner.provenance import provenance
+from pipeline.runner.provenance import changes_since, provenance
 from pipeline.runner.store import Artifact, Store, damage, read_artifact
 from pipeline.runner.threads import thread_count
 from pipeline.runner.tracked import tracked
@@ -68,7 +68,7 @@ def run_step(order: Order, held: Lease, display: Display) -> tuple[Artifact, str
     display.start(step.name, order.why)
     started = time.time()
     try:
-        job, unheard = _job(order, identity, held, made_by), list[str]()
+        job, unheard = _job(order, identity, held, toolchain), list[str]()
         try:
             with tracked(job, order.loaded.settings.tracking, store.tracking_folder(), unheard.append):
                 outcome = execute(job, toolchain, display, held, site.grace_s)
@@ -116,7 +116,7 @@ def _check_parents(order: Order) -> None:
             )
 
 
-def _job(order: Order, identity: str, held: Lease, made_by: dict[str, Any]) -> dict[str, Any]:
+def _job(order: Order, identity: str, held: Lease, toolchain: Toolchain) -> dict[str, Any]:
     step, recipe = order.step, order.loaded.settings
     sections = dict.fromkeys(section.split(".")[0] for section in step.stage.sections)
     settings = {section: asdict(getattr(recipe, section)) for section in (*sections, "launch")}
@@ -145,25 +145,22 @@ def _job(order: Order, identity: str, held: Lease, made_by: dict[str, Any]) -> d
         "work": str(held.folder.resolve()),
         "threads": thread_count(recipe.site.threads),
         "grace_s": recipe.site.grace_s,
-        "earlier": [str(path) for path in _alike(order, made_by)],
+        "earlier": [str(path) for path in _alike(order, toolchain)],
         "extra": extra,
     }
 
 
-def _alike(order: Order, made_by: dict[str, Any]) -> list[Path]:
+def _alike(order: Order, toolchain: Toolchain) -> list[Path]:
     """The stage's earlier artifacts in this recipe that this very code and toolchain made."""
-    found = []
-    for path in order.store.artifacts(order.step.name):
-        artifact = read_artifact(path)
-        if artifact is None or artifact.manifest["parts"]["stage"] != order.parts["stage"]:
-            continue
-        theirs = artifact.manifest["made_by"]
-        if all(
-            theirs[part][digest] == made_by[part][digest]
-            for part, digest in (("code", "source_digest"), ("toolchain", "lock_digest"))
-        ):
-            found.append(path.resolve())
-    return found
+    stage = order.step.stage
+    artifacts = (read_artifact(path) for path in order.store.artifacts(order.step.name))
+    return [
+        each.path.resolve()
+        for each in artifacts
+        if each is not None
+        and each.manifest["parts"]["stage"] == order.parts["stage"]
+        and not changes_since(each.manifest["made_by"], stage, toolchain)
+    ]
 
 
 def _check_produced(step: graph.Step, work: Path) -> None:

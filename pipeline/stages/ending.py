@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pipeline.stages.step import InputError, Step
 
 DISK_FULL = 28  # ENOSPC; an event could not be written either
+INTERRUPTED = 75  # training that stopped on SIGTERM after writing a checkpoint
 
 
 def ending(step: Step, work: Callable[[], object], tells: bool = True) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -65,6 +66,16 @@ def test_what_makes_a_step_smaller_makes_the_estimate_smaller() -> None:
     ]
     assert totals == sorted(totals, reverse=True)
     assert len(set(totals)) == len(totals)
+
+
+def test_a_reward_model_has_two_sequences_a_pair_and_one_output() -> None:
+    model = load("llama-tiny").settings.model
+    small, large = (dataclasses.replace(model, vocab_size=size) for size in (1_000, 9_000))
+    ours = [need(each, schema.Reward(micro_batch_size=8), 1).activations for each in (small, large)]
+    theirs = [need(each, schema.Train(micro_batch_size=16), 1).activations for each in (small, large)]
+    assert ours[0] == ours[1] < theirs[0] < theirs[1]
+    logits_of_one = (theirs[1] - theirs[0]) / 8_000
+    assert ours[0] == pytest.approx(theirs[0] - 1_000 * logits_of_one)
 
 
 def test_no_gpu_is_refused_with_what_can_be_done() -> None:

@@ -43,24 +43,12 @@ class PairRecipe(NextTokenRecipe):
         """Change the means of each kind (``""``: all pairs) in place; returns figures that are no means."""
         return {}
 
-    def _forward_backward_step(
-        self,
-        idx: int,
-        batch: dict[str, Any],
-        *,
-        loss_buffer: list[Any],
-        num_label_tokens: int | None,
-        num_batches: int,
-        is_train: bool = True,
-    ) -> None:
-        with self.synchronised(idx == num_batches - 1):
-            figures = self.pair_figures(batch, "train")
-            loss = figures["loss"].mean() / num_batches
-            # AutoModel adds up what the processes report, and averages their gradients.
-            loss_buffer.append(loss.detach().clone() / self._get_dp_group_size())
-            loss.backward()
+    def loss_share(self, batch: dict[str, Any], num_label_tokens: int | None, num_batches: int) -> Any:
+        """The mean over the pairs of a micro batch, which weighs as much as any other one."""
+        figures = self.pair_figures(batch, "train")
         sums = torch.stack([figures[name].detach().sum().double() for name in self.reported]).cpu()
         self._sums += torch.cat([sums, torch.tensor([len(batch["index"])], dtype=torch.float64)])
+        return figures["loss"].mean() / (num_batches * self._get_dp_group_size())
 
     def _run_train_optim_step(self, batches: Any, max_grad_norm: float | None = None) -> Any:
         self._sums.zero_()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.launch import muster
-from pipeline.stages.ending import DISK_FULL, ending
+from pipeline.stages.ending import DISK_FULL, INTERRUPTED, ending
 from pipeline.stages.pool import bind
 from pipeline.stages.step import Step, write_json
 
@@ -67,8 +67,6 @@ def _agent(step: Step, run: Path, count: int, nodes: int, address: str, node: in
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from pipeline.engines.automodel.session import INTERRUPTED
-
     os.environ[AGENT] = str(os.getpid())
     # The agent sets this to 1 unless it is there; the machine's cores are shared out instead.
     os.environ["OMP_NUM_THREADS"] = str(max(1, step.threads // count))
@@ -100,14 +98,12 @@ def _agent(step: Step, run: Path, count: int, nodes: int, address: str, node: in
     except SignalException:
         place = muster.folder()
         lost = muster.failed(place) if place and node == 0 else None
-        return INTERRUPTED if lost in (None, INTERRUPTED) else known_status([lost])
+        return INTERRUPTED if lost is None else known_status([lost])
     return 0
 
 
 def known_status(codes: list[int | None]) -> int:
     """The status of a step some of whose processes ended with these."""
-    from pipeline.engines.automodel.session import INTERRUPTED
-
     return next((code for code in (2, DISK_FULL, INTERRUPTED) if code in codes), 1)
 
 

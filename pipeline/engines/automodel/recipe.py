@@ -145,9 +145,14 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
             )
             return
         with self.synchronised(idx == num_batches - 1):
-            loss = self.summed_loss(batch) / num_label_tokens
-            loss_buffer.append(loss.detach().clone())
-            (loss * self._get_dp_group_size(include_cp=True)).backward()
+            # AutoModel adds up what the processes report, and averages their gradients.
+            share = self.loss_share(batch, num_label_tokens, num_batches)
+            loss_buffer.append(share.detach().clone())
+            (share * self._get_dp_group_size(include_cp=True)).backward()
+
+    def loss_share(self, batch: dict[str, Any], num_label_tokens: int | None, num_batches: int) -> Any:
+        """What a micro batch adds to the loss of its optimiser step, over all processes."""
+        return self.summed_loss(batch) / num_label_tokens
 
     def validation_batches(self) -> Iterator[tuple[dict[str, Any], int]]:
         """This process's batches of the validation data, and how many items of each count.

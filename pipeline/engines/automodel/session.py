@@ -25,9 +25,9 @@ from pipeline.engines.automodel.precision import choose
 from pipeline.launch import muster
 from pipeline.plan.layout import layout_fault
 from pipeline.schema import Optimisation
+from pipeline.stages.ending import INTERRUPTED
 from pipeline.stages.step import InputError, Step, write_json
 
-INTERRUPTED = 75  # exit status of a run that stopped on SIGTERM after writing a checkpoint
 OURS = "pipeline.engines.automodel."
 
 

@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -38,6 +37,7 @@ from pipeline.stages.curate.drivers import Driver, driver
 from pipeline.stages.curate.duplicates.find import Corpus, Found
 from pipeline.stages.curate.duplicates.measures import Signatures, Standing
 from pipeline.stages.curate.finish import Finish, GramCount, cut, shuffle_key
+from pipeline.stages.curate.learn_tokenizer import learn_tokenizer
 from pipeline.stages.curate.megatron import WriteMegatron
 from pipeline.stages.curate.pair_data import make_pairs
 from pipeline.stages.curate.readers.lines import read_objects
@@ -48,17 +48,14 @@ from pipeline.stages.curate.shards import (
     Measure,
     ShardWork,
     read_counts,
-    read_rows,
     write_rows,
     write_shard,
 )
 from pipeline.stages.curate.shuffle import Shuffle
-from pipeline.stages.curate.split import SPLITS, assign
+from pipeline.stages.curate.split import SPLITS, TRAIN, assign, rows_of, texts_of
 from pipeline.stages.curate.synthetic import Generated
 from pipeline.stages.pool import worker_pool
 from pipeline.stages.step import InputError, Step
-
-TRAIN = SPLITS.index("train")
 
 
 def run(step: Step) -> None:
@@ -207,7 +204,7 @@ class Curation:
         documents = int((assigned == TRAIN).sum())
         wanted = min(documents, settings.max_documents or documents)
         limit = (1 << 64) * wanted // max(1, documents)
-        chosen = (row for row in _rows(shards, assigned, TRAIN) if shuffle_key(row["id"]) < limit)
+        chosen = (row for row in rows_of(shards, assigned, TRAIN) if shuffle_key(row["id"]) < limit)
         # The ledger lies beside state/: it is whole line by line, and outlives an interruption.
         made = generate(
             chosen, settings, self.step.work, lambda done: self.step.progress(done, wanted, "documents")
@@ -237,7 +234,7 @@ class Curation:
             (Path(path).name, self._texts_of(path, settings.fields)) for path in settings.sets
         ]
         if settings.own_test:
-            sets.append(("held-out test documents", _texts(shards, splits, SPLITS.index("test"))))
+            sets.append(("held-out test documents", texts_of(shards, splits, SPLITS.index("test"))))
         every = self.step.state / "grams-all.npz"
         if not every.exists():
             self._require(shard / DOCUMENTS for shard in shards)
@@ -285,7 +282,7 @@ class Curation:
             # In a process of its own: what training takes would stay with this one, and with all that it forks.
             with worker_pool(1) as alone:
                 alone.submit(
-                    _train_tokenizer, shards, splits, self.curate, self.model, self.step.threads, part
+                    learn_tokenizer, shards, splits, self.curate, self.model, self.step.threads, part
                 ).result()
             part.rename(kept)
             self.step.seal(kept)
@@ -398,34 +395,3 @@ def _link(file: Path, target: Path) -> None:
         os.link(file, target)
     except OSError:
         shutil.copyfile(file, target)
-
-
-def _train_tokenizer(
-    shards: list[Path], splits: Path, curate: Curate, model: Model, threads: int, folder: Path
-) -> None:
-    """Train on the training documents' texts, or on a sample of them by the hash of their ids."""
-    os.environ["RAYON_NUM_THREADS"] = str(threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    assigned = np.load(splits, mmap_mode="r", allow_pickle=False)
-    documents, most = int((assigned == TRAIN).sum()), curate.tokenizer_documents
-    limit = (1 << 64) if not most or documents <= most else (1 << 64) * most // documents
-    texts = (
-        f"# {row['name']}\n" + cut(row["text"], curate.max_characters)
-        for row in _rows(shards, assigned, TRAIN)
-        if shuffle_key(row["id"]) < limit
-    )
-    tokens.train_tokenizer(texts, model.vocab_size, model.context, folder)
-
-
-def _rows(shards: list[Path], splits: Any, split: int) -> Iterator[dict[str, Any]]:
-    place = 0
-    for shard in shards:
-        for row in read_rows(shard / DOCUMENTS):
-            if splits[place] == split:
-                yield row
-            place += 1
-
-
-def _texts(shards: list[Path], splits: Path, split: int) -> Iterator[str]:
-    assigned = np.load(splits, mmap_mode="r", allow_pickle=False)
-    return (row["text"] for row in _rows(shards, assigned, split))

@@ -38,11 +38,10 @@ from pipeline.stages.curate.shards import (
     read_rows,
     write_rows,
 )
-from pipeline.stages.curate.split import SPLITS
+from pipeline.stages.curate.split import SPLITS, TRAIN
 from pipeline.stages.curate.text_stages import Ledger
 from pipeline.stages.curate.tokens import pieces
 
-TRAIN = SPLITS.index("train")
 BATCH_CHARACTERS = 1 << 17  # encoded at once
 
 

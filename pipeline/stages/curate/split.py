@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pipeline.stages.curate.pairs import hashed
 from pipeline.stages.curate.shards import DOCUMENTS, read_rows
 
 SPLITS = ("train", "validation", "test")
+TRAIN = SPLITS.index("train")
 LEAK_THRESHOLD = 0.5  # documents at least this alike stay on one side of the split
 LEAK_ROWS = 4  # rows a band when looking for such looser likeness
 
@@ -53,3 +55,19 @@ def assign(shards: list[Path], curate: Curate, scratch: Path) -> Any:
             found[index] = split
             index += 1
     return found
+
+
+def rows_of(shards: list[Path], assigned: Any, split: int) -> Iterator[dict[str, Any]]:
+    """The documents of one split, in order; ``assigned`` is the split of each document."""
+    place = 0
+    for shard in shards:
+        for row in read_rows(shard / DOCUMENTS):
+            if assigned[place] == split:
+                yield row
+            place += 1
+
+
+def texts_of(shards: list[Path], splits: Path, split: int) -> Iterator[str]:
+    """Their texts; ``splits`` is the file of the assignment."""
+    assigned = np.load(splits, mmap_mode="r", allow_pickle=False)
+    return (row["text"] for row in rows_of(shards, assigned, split))
