@@ -91,8 +91,8 @@ locks:
 test: lint test-unit test-faults-short test-stages test-launch test-e2e
 
 lint: $(DEV)
-	@$(VENVS)/dev/bin/python -m ruff check pipeline tests benchmarks
-	@$(VENVS)/dev/bin/python -m ruff format --check pipeline tests benchmarks
+	@$(VENVS)/dev/bin/python -m ruff check pipeline deploy tests benchmarks
+	@$(VENVS)/dev/bin/python -m ruff format --check pipeline deploy tests benchmarks
 	@$(VENVS)/dev/bin/python -m mypy
 
 test-unit: $(DEV) $(CONTROLLER)
@@ -108,7 +108,7 @@ test-faults: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
 
 test-stages: $(CORE) $(SERVING) $(NEMO)
 	$(VENVS)/core/bin/python -m pytest tests/stages/core -n 2 --dist loadfile
-	$(VENVS)/serving/bin/python -m pytest tests/stages/serving
+	$(VENVS)/serving/bin/python -m pytest tests/stages/serving tests/contract
 	$(VENVS)/nemo/bin/python -m pytest tests/stages/nemo -W ignore
 
 # Chains through NeMo-Run on a real Slurm that the tests start and stop on this machine.

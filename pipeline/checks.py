@@ -13,6 +13,8 @@ from pipeline import attributes, curation, schema
 from pipeline.launch.checks import site_faults
 from pipeline.schema import Optimisation
 from pipeline.schema.training import LOSS_SETTINGS
+from pipeline.serving.repository import argument_faults
+from pipeline.serving.targets import TARGETS, TRTLLM, precision_fault, width_fault
 
 # Values that the engines nemo and aligner can do something with.
 AUTOMODEL_ONLY: dict[str, tuple[object, ...]] = {
@@ -26,6 +28,7 @@ AUTOMODEL_ONLY: dict[str, tuple[object, ...]] = {
     "label_smoothing": (0,),
     "average": (None, False),
 }
+TOLERATED = ("different", "top1_agreement", "kl", "perplexity")
 LARGEST_RATIO = 1e6  # of two sources' weights
 
 
@@ -55,17 +58,55 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
         if section != "reward":  # which only automodel trains
             yield from _engine(section, settings)
         yield from _layout(section, settings)
-    name = recipe.export.model_name
-    if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
-        yield "export.model_name", f"{name!r} is part of an address: letters, digits, '-', '_' and '.' only"
-    if recipe.export.parity_tokens >= recipe.model.context:
-        yield "export.parity_tokens", f"leaves no room for a prompt in model.context = {recipe.model.context}"
+    yield from _export(recipe)
     ports = (recipe.deploy.http_port, recipe.deploy.grpc_port, recipe.deploy.metrics_port)
     if len(set(ports)) < 3:
         yield "deploy.http_port", f"the three ports must differ; they are {', '.join(map(str, ports))}"
     if recipe.gate.override_reason is not None and len(recipe.gate.override_reason.strip()) < 8:
         yield "gate.override_reason", "give a reason that a reader of the record will understand"
     yield from site_faults(recipe.site)
+
+
+def _export(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
+    export, target = recipe.export, TARGETS[recipe.export.target]
+    name = export.model_name
+    if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
+        yield "export.model_name", f"{name!r} is part of an address: letters, digits, '-', '_' and '.' only"
+    if export.parity_tokens >= recipe.model.context:
+        yield "export.parity_tokens", f"leaves no room for a prompt in model.context = {recipe.model.context}"
+    fault = precision_fault(export.target, export.weights, export.gpu)
+    if fault:
+        yield "export.gpu" if fault.startswith("no such GPU") else "export.weights", fault
+    if recipe.model.base is None:
+        sizes = {
+            "model.hidden_size": recipe.model.hidden_size,
+            "model.intermediate_size": recipe.model.intermediate_size,
+        }
+        wide = width_fault(export.weights, sizes)
+        if wide:
+            yield "export.weights", wide
+    if export.kv_cache == "fp8" and not target.gpu:
+        yield "export.kv_cache", f"{export.target} keeps keys and values as it computes them"
+    if export.adapters and not target.adapters:
+        can = ", ".join(name for name, each in TARGETS.items() if each.adapters)
+        yield (
+            "export.adapters",
+            f"a request cannot choose an adapter on {export.target} ({can} can); export each merged model under a "
+            f"model_name of its own",
+        )
+    for key, value in export.tolerance.items():
+        if key not in TOLERATED:
+            yield f"export.tolerance.{key}", f"unknown; what can be tolerated: {', '.join(TOLERATED)}"
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            yield f"export.tolerance.{key}", f"{value!r} is not a number of 0 or more"
+    if export.serving.speculative and export.target != TRTLLM:
+        yield "export.serving.speculative", f"is for the target {TRTLLM}"
+    if export.serving.arguments.get("trust_remote_code"):
+        yield "export.serving.arguments", "trust_remote_code would run code of the checkpoint; it stays off"
+    heads, tensor = recipe.model.heads, export.serving.tensor
+    if heads % tensor:
+        yield "export.serving.tensor", f"{tensor} does not divide model.heads = {heads}"
+    yield from argument_faults(export, recipe.model.context)
 
 
 def _engine(

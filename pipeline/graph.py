@@ -161,7 +161,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="export",
-        version=2,
+        version=3,
         toolchain="serving",
         sections=("model", "export", ASKED),
         # The evaluation goes into the model card, and the gate reads its figures.

@@ -94,6 +94,7 @@ def _validated(name: str, layers: Layers) -> LoadedRecipe:
         fault = range_fault(value, metadata)
         if fault:
             raise UserError(f"{loaded.origin(key)}: {key}: {fault}")
+    settings.export.settle(settings.launch.gpus)
     for key, message in cross_checks(settings):
         raise UserError(f"{loaded.origin(key)}: {key}: {message}")
     return loaded

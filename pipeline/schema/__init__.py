@@ -45,6 +45,7 @@ from pipeline.schema.delivery import (
     Evaluate,
     Export,
     Gate,
+    Serving,
 )
 from pipeline.schema.site import KINDS, Kubernetes, Site, Slurm, for_stage
 from pipeline.schema.tracking import Tracking
@@ -93,6 +94,7 @@ __all__ = [
     "Sample",
     "Scored",
     "SemanticDuplicates",
+    "Serving",
     "Site",
     "Slurm",
     "Source",

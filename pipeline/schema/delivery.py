@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.schema.declare import setting
+from pipeline.serving.targets import CPU_OPENVINO, PRECISIONS, TARGETS, TRTLLM
 
 
 @dataclass
@@ -45,16 +46,72 @@ class Gate:
 
 
 @dataclass
+class Serving:
+    """How a GPU target serves: the settings of its engine that the export writes down."""
+
+    tensor: int = setting(1, "GPUs that a layer is cut over", ge=1)
+    pipeline: int = setting(1, "groups of layers, each on GPUs of its own", ge=1)
+    kv_cache_fraction: float = setting(0.9, "share of the free GPU memory for keys and values", gt=0, le=1)
+    kv_cache_reuse: bool = setting(
+        True, "keep the keys and values of a prompt's beginning for the next request"
+    )
+    chunked_prefill: bool = setting(True, "read a long prompt in pieces, between other requests' tokens")
+    max_batch_size: int = setting(256, "requests at once", ge=1)
+    max_num_tokens: int = setting(8192, "tokens of a step, over all requests", ge=1)
+    max_length: int | None = setting(
+        None, "tokens of a prompt and its answer (null: the model's context)", ge=1
+    )
+    speculative: dict[str, Any] = setting(
+        {}, "trtllm: the LLM API's speculative_config, e.g. {decoding_type: NGram, max_draft_len: 4, ...}"
+    )
+    max_lora_rank: int = setting(64, "largest rank of an adapter", ge=1)
+    arguments: dict[str, Any] = setting({}, "further arguments of TensorRT-LLM's LLM() by their own names")
+
+
+@dataclass
 class Export:
     """One bundle, and the repository of the serving target."""
 
-    target: str = setting("cpu-openvino", "what serves the model", choices=("cpu-openvino",))
-    weights: str = setting("fp32", "weight precision of the served model", choices=("fp32", "int8"))
+    target: str = setting(
+        "auto",
+        "what serves the model; auto: trtllm where launch.gpus says that the recipe is made for GPUs, else "
+        "cpu-openvino",
+        choices=("auto", *TARGETS),
+    )
+    weights: str = setting(
+        "auto",
+        "weight precision of the served model; auto: fp32 on cpu-openvino, bf16 else",
+        choices=("auto", *PRECISIONS),
+    )
+    kv_cache: str = setting(
+        "auto", "precision of keys and values (fp8: GPU targets)", choices=("auto", "fp8")
+    )
+    gpu: str | None = setting(None, "kind of GPU that will serve, e.g. H100: what it cannot run is refused")
+    serving: Serving = field(default_factory=Serving)
     model_name: str = setting("assistant", "the model's name on the server")
-    parity_prompts: int = setting(64, "held-out prompts of the parity check", ge=50)
+    adapters: dict[str, Any] = setting(
+        {}, "LoRA adapters that a request may choose: name to PEFT folder (trtllm)"
+    )
+    parity_prompts: int = setting(200, "held-out prompts of the parity check", ge=50)
     parity_tokens: int = setting(24, "greedy tokens compared per prompt", ge=1)
+    tolerance: dict[str, Any] = setting(
+        {},
+        "what the export may cost, where it is not what the precision has (pipeline/stages/export/parity.py): "
+        "different (share of greedy answers), top1_agreement, kl (nats a token), perplexity (relative rise)",
+    )
+    perplexity_documents: int = setting(200, "held-out documents of the perplexity before and after", ge=1)
+    perplexity_tokens: int = setting(2048, "tokens of each of them, at most", ge=2)
+    calibration_samples: int = setting(512, "training texts that quantisation looks at", ge=1)
+    calibration_tokens: int = setting(512, "tokens of each of them, at most", ge=2)
     max_new_tokens: int = setting(64, "answer length when a request names none", ge=1)
-    kv_cache_gb: int = setting(1, "memory of the server's key-value cache", ge=1)
+    kv_cache_gb: int = setting(1, "cpu-openvino: memory of the server's key-value cache", ge=1)
+
+    def settle(self, gpus: int) -> None:
+        """Put in the place of ``auto`` what it means for a recipe made for so many GPUs."""
+        if self.target == "auto":
+            self.target = TRTLLM if gpus else CPU_OPENVINO
+        if self.weights == "auto":
+            self.weights = TARGETS[self.target].default
 
 
 @dataclass

@@ -146,7 +146,8 @@ def _kill_real(
                 kills += 1
                 with TALLY.fault("SIGKILL at a random time, real training"):
                     victims(real, controller, chance)
-                    controller.communicate(timeout=120)
+                    # A kill between two steps hits none of them: then it goes on to the end.
+                    controller.communicate(timeout=900)
             else:
                 said, _ = controller.communicate(timeout=900)
                 assert controller.returncode == 0, said

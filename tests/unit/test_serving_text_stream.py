@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-SOURCE = Path(__file__).resolve().parents[2] / "deploy/triton/openvino_genai/1/text_stream.py"
+SOURCE = Path(__file__).resolve().parents[2] / "deploy/triton/contract/text_stream.py"
 _spec = importlib.util.spec_from_file_location("text_stream", SOURCE)
 assert _spec
 assert _spec.loader

@@ -1,44 +1,65 @@
-"""Export: the latest model as a bundle and as a Triton model repository, checked for parity.
+"""Export: the latest model as a bundle and as a Triton model repository, held to the trained one.
 
 Published::
 
     bundle/                Hugging Face folder: one safetensors file, config, tokenizer with
                            its chat template, generation defaults, model card
-    repository/<name>/     Triton model repository around OpenVINO GenAI
-    parity.json            greedy tokens of the exported model beside Hugging Face's
-    export.json            what deployment needs to know: model name, identity, precision
+    repository/            Triton model repository of the target (:mod:`pipeline.serving.repository`)
+    parity.json            answers, logits and perplexity of the exported model beside Hugging Face's
+    export.json            what deployment needs to know: model name, identity, target, precision, versions
 """
 
 from __future__ import annotations
 
+import shutil
 import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from pipeline import schema
-from pipeline.stages.step import InputError, Step, write_json
+from pipeline.serving.repository import files
+from pipeline.stages.step import Step, write_json
+
+MAKERS = ("torch", "transformers", "openvino", "openvino-genai", "optimum-intel", "nncf", "nvidia-modelopt")
 
 
 def run(step: Step) -> None:
     """Run the export stage.
 
-    Raises :class:`InputError` for a base model without weights or a chat template, and
-    ``RuntimeError`` with the figures when the exported model is not the trained one.
+    Raises :class:`InputError` for a base model without weights or a chat template, or one that the target cannot
+    take, and ``RuntimeError`` with the figures when the exported model is not the trained one.
     """
-    from pipeline.stages.export import bundle, card, parity, repository
+    from pipeline.stages.export import bundle, card, parity, targets
 
     settings = step.section(schema.Export)
-    check_name(settings.model_name)
     started = time.monotonic()
     step.phase("bundle")
-    model, tokenizer = bundle.write(step)
+    model, tokenizer, generation = bundle.write(step)
     card.write(step, model, tokenizer)
-    step.phase("OpenVINO conversion")
-    repository.write(step, model, tokenizer)
+    step.phase(f"{settings.target}, {settings.weights}")
+    shutil.rmtree(step.output / "repository", ignore_errors=True)
+    context = int(model.config.max_position_embeddings)
+    for path, text in files(settings, step.identity, context).items():
+        file = step.output / "repository" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    exported = targets.write(step, model, tokenizer, generation)
+    del model  # a target may have made another of it; the reference is read anew
     converted_s = time.monotonic() - started
     step.phase("parity check")
-    result = parity.check(step, model, tokenizer)
+    try:
+        reference = bundle.reference(step, generation)
+        result = parity.check(step, reference, tokenizer, exported.at_work, exported.engine)
+    finally:
+        exported.close()
+    result |= exported.figures
+    result["faults"] += exported.faults
     write_json(step.output / "parity.json", result)
-    fault = parity.fault(result)
-    if fault:
+    if result["faults"]:
+        fault = (
+            f"the exported model is not the trained one: {'; '.join(result['faults'])}; see parity.json in the step's "
+            f"output"
+        )
         step.error(fault)
         raise RuntimeError(fault)
     write_json(
@@ -48,19 +69,33 @@ def run(step: Step) -> None:
             "identity": step.identity,
             "target": settings.target,
             "weights": settings.weights,
+            "kv_cache": settings.kv_cache,
+            "gpu": settings.gpu,
+            "made_with": versions(),
         },
     )
     step.message(parity.describe(result))
-    figures = {name: result[name] for name in ("prompts", "equal", "excused", "different", "template_equal")}
+    counts = {name: result[name] for name in ("prompts", "equal", "excused", "different", "template_equal")}
     step.finish(
-        metrics={**figures, "weights": settings.weights, "conversion_s": round(converted_s, 1)},
-        headline=f"{settings.weights}, parity {result['equal'] + result['excused']}/{result['prompts']}",
+        metrics={
+            **counts,
+            "target": settings.target,
+            "weights": settings.weights,
+            **{f"logits_{name}": value for name, value in result["logits"].items()},
+            **{f"perplexity_{name}": value for name, value in (result["perplexity"] or {}).items()},
+            "conversion_s": round(converted_s, 1),
+        },
+        headline=f"{settings.target} {settings.weights}, parity {result['equal'] + result['excused']}/"
+        f"{result['prompts']}",
     )
 
 
-def check_name(name: str) -> None:
-    """Raise :class:`InputError` for a name that cannot be a folder and part of a URL."""
-    if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
-        raise InputError(
-            f"export.model_name: {name!r} cannot be used; give letters, digits, '-', '_' and '.' only"
-        )
+def versions() -> dict[str, str]:
+    """The packages that made the export."""
+    found: dict[str, Any] = {}
+    for package in MAKERS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -6,11 +6,12 @@ import shutil
 from typing import Any
 
 from pipeline.stages import models
+from pipeline.stages.export.reference import Reference
 from pipeline.stages.step import InputError, Step, write_json
 
 
-def write(step: Step) -> tuple[Any, Any]:
-    """Write ``output/bundle``; returns the model (fp32, in evaluation mode) and its tokenizer.
+def write(step: Step) -> tuple[Any, Any, dict[str, Any]]:
+    """Write ``output/bundle``; returns the model (fp32, in evaluation mode), its tokenizer and generation defaults.
 
     Weights are fp32, as they were trained and evaluated, whatever a base model came in.
     """
@@ -37,7 +38,18 @@ def write(step: Step) -> tuple[Any, Any]:
     tokenizer.save_pretrained(folder)
     write_json(folder / "generation_config.json", defaults)
     model.generation_config = type(model.generation_config)(**defaults)
-    return model.to(torch.float32), tokenizer
+    return model, tokenizer, defaults
+
+
+def reference(step: Step, generation: dict[str, Any]) -> Reference:
+    """The bundle's model, read from its files, to be asked."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        step.output / "bundle", dtype=torch.float32, local_files_only=True
+    ).eval()
+    return Reference(model, generation["eos_token_id"], generation["pad_token_id"])
 
 
 def generation_defaults(given: dict[str, Any], config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -56,6 +68,9 @@ def generation_defaults(given: dict[str, Any], config: dict[str, Any], tokenizer
         raise InputError("neither the model nor its tokenizer names a token that ends an answer (eos_token)")
     pad = given.get("pad_token_id", tokenizer.pad_token_id)
     kept = {k: v for k, v in given.items() if not k.startswith("_") and k != "transformers_version"}
+    if kept.get("do_sample"):
+        # Where a model samples, transformers takes 50 tokens unless told otherwise; nobody else does.
+        kept = {"temperature": 1.0, "top_p": 1.0, "top_k": 50, **kept}
     return {
         "do_sample": False,
         **kept,

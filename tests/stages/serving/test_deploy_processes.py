@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import IDENTITY, port_settings, run_stage
 
 from pipeline import schema
 from pipeline.record.trace import served_models
 from pipeline.serving import processes, server
 from pipeline.stages.deploy import ports
 from pipeline.stages.step import InputError
+from tests.miniature import IDENTITY, port_settings, run_stage
 
 
 class Deployment:

@@ -8,41 +8,21 @@ https://docs.openvino.ai/2026/openvino-workflow-generative/inference-with-genai.
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 import openvino
 import openvino_genai as genai
+from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
 from parameters import Parameters, RequestError
+from prompts import Limits, prepare
+from sampling import Sampling
 from text_stream import TextStream
 
 MAX_SEQUENCES = 64  # sequences advanced together; more wait their turn
-UNLIMITED = 2**31
-
-
-@dataclass
-class Piece:
-    """A part of an answer.  ``finish_reason`` (stop, length) is set on the last one."""
-
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    finish_reason: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    error: str = ""
-
-    @property
-    def last(self) -> bool:
-        return bool(self.finish_reason or self.error)
-
-
-# Takes a piece; returns False when nobody wants the rest of the answer.
-Receiver = Callable[[Piece], bool]
 
 
 @dataclass
@@ -51,7 +31,15 @@ class _Running:
     receiver: Receiver
     text: TextStream
     prompt_tokens: int
+    logprobs: bool
     completion_tokens: int = 0
+
+
+@dataclass
+class _Waiting:
+    ids: list[int]
+    sampling: Sampling
+    receiver: Receiver
 
 
 class Engine:
@@ -70,17 +58,10 @@ class Engine:
         # A block kept from an earlier request would change the batch that a prompt is
         # computed in; without it an answer depends on its request only.
         scheduler.enable_prefix_caching = False
-        properties = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "KV_CACHE_PRECISION": "f32",
-            "INFERENCE_NUM_THREADS": threads,
-        }
-        self._pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties)
+        self._pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties(threads))
         self.tokenizer = self._pipeline.get_tokenizer()
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        self._context = int(config.get("max_position_embeddings") or UNLIMITED)
-        self._max_new_tokens = max_new_tokens
-        self._waiting: list[tuple[Any, Any, Receiver, TextStream, int]] = []
+        self.limits = Limits.read(folder, max_new_tokens)
+        self._waiting: list[_Waiting] = []
         self._running: list[_Running] = []
         self._count = 0
         self._closed = ""
@@ -99,41 +80,20 @@ class Engine:
 
     def submit(self, request: Parameters, receiver: Receiver) -> None:
         """Queue a request.  Raises :class:`RequestError` when it cannot be served."""
-        prompt = self.encode(self.render(request.messages))
-        room = self._context - len(prompt)
-        if room < 1:
+        if request.lora is not None:
             raise RequestError(
-                f"the prompt has {len(prompt)} tokens; the model reads at most {self._context - 1}"
+                f"lora is {request.lora!r}; this server has no adapters to choose from: an adapter that was "
+                f"merged is a model of its own name"
             )
-        if request.max_tokens is not None and request.max_tokens > room:
-            raise RequestError(
-                f"max_tokens is {request.max_tokens}; after a prompt of {len(prompt)} tokens "
-                f"the model's context of {self._context} leaves {room}"
-            )
-        settings = self._settings(request, min(request.max_tokens or self._max_new_tokens, room))
-        self.submit_tokens(prompt, settings, receiver, request.stop_words)
+        self.submit_tokens(*prepare(self, self.limits, request), receiver)
 
-    def submit_tokens(
-        self, prompt: list[int], settings: Any, receiver: Receiver, stop_words: list[str] | None = None
-    ) -> None:
-        """Queue token ids with OpenVINO GenAI's own ``GenerationConfig``."""
-        ids = openvino.Tensor(numpy.array([prompt], dtype=numpy.int64))
-        text = TextStream(self.tokenizer.decode, stop_words or [])
+    def submit_tokens(self, ids: list[int], sampling: Sampling, receiver: Receiver) -> None:
+        """Queue a prompt as token ids."""
         with self._changed:
             if self._closed:
                 raise RequestError(self._closed)
-            self._waiting.append((ids, settings, receiver, text, len(prompt)))
+            self._waiting.append(_Waiting(ids, sampling, receiver))
             self._changed.notify()
-
-    def greedy(self, max_tokens: int) -> Any:
-        """Settings of plain greedy decoding, none of the generation defaults applied."""
-        defaults = self._pipeline.get_config()
-        settings = genai.GenerationConfig()
-        settings.max_new_tokens = max_tokens
-        settings.eos_token_id = defaults.eos_token_id
-        settings.stop_token_ids = defaults.stop_token_ids
-        settings.do_sample = False
-        return settings
 
     def close(self) -> None:
         """Stop the thread; requests still running are told so."""
@@ -141,26 +101,6 @@ class Engine:
             self._closed = "the server is shutting down"
             self._changed.notify()
         self._thread.join()
-
-    def _settings(self, request: Parameters, max_tokens: int) -> Any:
-        settings = self._pipeline.get_config()
-        settings.max_new_tokens = max_tokens
-        if request.temperature == 0:
-            settings.do_sample = False
-        elif request.temperature is not None or request.top_p is not None or request.top_k is not None:
-            settings.do_sample = True
-            settings.temperature = 1.0 if request.temperature is None else request.temperature
-        if settings.do_sample:
-            if request.top_p is not None:
-                settings.top_p = request.top_p
-            if request.top_k is not None:
-                settings.top_k = request.top_k
-        if request.repetition_penalty is not None:
-            settings.repetition_penalty = request.repetition_penalty
-        if request.seed is not None:
-            settings.rng_seed = request.seed
-        settings.validate()
-        return settings
 
     # -- the thread that owns the pipeline -----------------------------------------------
 
@@ -175,7 +115,7 @@ class Engine:
                 self._closed = f"the model failed: {error}"
         with self._changed:
             receivers = [running.receiver for running in self._running]
-            receivers += [receiver for _, _, receiver, _, _ in self._waiting]
+            receivers += [waiting.receiver for waiting in self._waiting]
             for running in self._running:
                 running.handle.cancel()
             self._running, self._waiting = [], []
@@ -190,36 +130,46 @@ class Engine:
             if self._closed:
                 return False
             arrived, self._waiting = self._waiting, []
-        for ids, settings, receiver, text, prompt_tokens in arrived:
+        for each in arrived:
             self._count += 1
+            ids = openvino.Tensor(numpy.array([each.ids], dtype=numpy.int64))
             try:
-                handle = self._pipeline.add_request(self._count, ids, settings)
+                handle = self._pipeline.add_request(self._count, ids, configured(each.sampling))
             except RuntimeError as error:  # one request's fault, not the pipeline's
-                receiver(Piece(error=str(error)))
+                each.receiver(Piece(error=str(error)))
                 continue
-            self._running.append(_Running(handle, receiver, text, prompt_tokens))
+            text = TextStream(self.tokenizer.decode, list(each.sampling.stop_words))
+            self._running.append(_Running(handle, each.receiver, text, len(each.ids), each.sampling.logprobs))
         return True
 
     def _deliver(self, running: _Running) -> bool:
         """Hand over what one request generated; False when it is finished."""
         tokens: list[int] = []
+        logprobs: list[float] = []
         reason = genai.GenerationFinishReason.NONE
         while running.handle.can_read():
             for output in running.handle.read().values():
                 tokens += list(output.generated_ids)
+                logprobs += list(output.generated_log_probs)
                 reason = output.finish_reason
         running.completion_tokens += len(tokens)
-        piece = Piece("", tokens, "", running.prompt_tokens, running.completion_tokens)
+        piece = Piece(tokens=tokens, prompt_tokens=running.prompt_tokens)
+        piece.completion_tokens = running.completion_tokens
+        if running.logprobs:
+            piece.logprobs = [
+                TokenLogprob(self.tokenizer.decode([token]), logprob)
+                for token, logprob in zip(tokens, logprobs, strict=True)
+            ]
         piece.text = running.text.add(tokens) if tokens else ""
         finished = running.handle.get_status() != genai.GenerationStatus.RUNNING
         if finished and not running.text.stopped:
             piece.text += running.text.finish()
         if running.text.stopped:
-            piece.finish_reason = "stop"
+            piece.finish_reason = STOP
         elif reason == genai.GenerationFinishReason.LENGTH:
-            piece.finish_reason = "length"
+            piece.finish_reason = LENGTH
         elif reason == genai.GenerationFinishReason.STOP:
-            piece.finish_reason = "stop"
+            piece.finish_reason = STOP
         elif finished:
             piece.error = "the request does not fit into the key-value cache (export.kv_cache_gb)"
         wanted = running.receiver(piece)
@@ -228,3 +178,40 @@ class Engine:
                 running.handle.cancel()
             return False
         return True
+
+
+def properties(threads: int) -> dict[str, Any]:
+    """OpenVINO's settings: fp32 all the way, so that tokens are those of the Hugging Face model."""
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # with 4- and 8-bit weights it would round inputs, too
+        "INFERENCE_NUM_THREADS": threads,
+        # Two servers on one machine, the old and the new version, would be pinned to the same cores.
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def configured(sampling: Sampling) -> Any:
+    """OpenVINO GenAI's settings of one request; nothing is left to defaults of its own."""
+    settings = genai.GenerationConfig()
+    settings.max_new_tokens = sampling.max_tokens
+    settings.min_new_tokens = sampling.min_tokens
+    settings.do_sample = not sampling.greedy
+    if not sampling.greedy:
+        settings.temperature = sampling.temperature
+        settings.top_p = sampling.top_p
+        if sampling.top_k:
+            settings.top_k = sampling.top_k
+    settings.repetition_penalty = sampling.repetition_penalty
+    settings.presence_penalty = sampling.presence_penalty
+    settings.frequency_penalty = sampling.frequency_penalty
+    if sampling.seed is not None:
+        settings.rng_seed = sampling.seed
+    settings.logprobs = int(sampling.logprobs)
+    settings.ignore_eos = sampling.ignore_end
+    if sampling.end_tokens:
+        settings.eos_token_id = sampling.end_tokens[0]
+        settings.stop_token_ids = set(sampling.end_tokens)
+    settings.validate()
+    return settings

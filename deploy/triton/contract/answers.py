@@ -1,0 +1,59 @@
+"""What an engine gives, and who takes it: the seam between the contract and what generates.
+
+``model.py`` (Triton's side) knows no engine but by this file, and an engine knows nothing of Triton.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from parameters import Parameters
+
+STOP, LENGTH, CANCELLED = "stop", "length", "cancelled"
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One generated token: its text as it stands alone, and the natural logarithm of its probability."""
+
+    token: str
+    logprob: float
+
+
+@dataclass
+class Piece:
+    """A part of an answer.  ``finish_reason`` (stop, length, cancelled) is set on the last one.
+
+    ``tokens`` are the ids that this piece adds, ``logprobs`` as many, where they were asked for.
+    """
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    error: str = ""
+
+    @property
+    def last(self) -> bool:
+        return bool(self.finish_reason or self.error)
+
+
+# Takes a piece; returns False when nobody wants the rest of the answer.
+Receiver = Callable[[Piece], bool]
+
+
+class Engine(Protocol):
+    """A loaded model.  All methods may be called from any thread."""
+
+    def submit(self, request: Parameters, receiver: Receiver) -> None:
+        """Queue a request; ``receiver`` gets its pieces, the last one marked.
+
+        Raises :class:`parameters.RequestError` when it cannot be served.
+        """
+
+    def close(self) -> None:
+        """End; requests still running are told so."""

@@ -1,0 +1,26 @@
+"""The tokenizer of the bundle, for engines that take token ids and bring no tokenizer of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+
+class HuggingFaceTokenizer:
+    """``folder`` holds the bundle's tokenizer with its chat template."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """The conversation as the prompt text of the model's chat template."""
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a rendered prompt, nothing added."""
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))

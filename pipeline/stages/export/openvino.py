@@ -1,0 +1,154 @@
+"""The CPU target: OpenVINO IR made by Optimum Intel, its weights compressed by NNCF, and how it is asked.
+
+fp32 and bf16 are the model's weights as they are and rounded; int8 is asymmetric with a scale for each
+output, int4 asymmetric with a scale for each 64 inputs (embeddings and output layer stay int8), both
+by ``nncf.compress_weights``.  Arithmetic is fp32 whatever the weights.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import threading
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from pipeline.stages.step import InputError
+
+GROUP = 64  # inputs that share an int4 scale; layers of another width get one scale an output
+LOADED = ("engine", "answers", "parameters", "prompts", "sampling", "text_stream")
+
+
+def convert(model: Any, tokenizer: Any, folder: Path, weights: str) -> None:
+    """Write the OpenVINO IR of a causal language model and of its tokenizer.
+
+    The model is stateful with a ``beam_idx`` input, which is what OpenVINO GenAI turns
+    into paged attention.  Raises :class:`InputError` for a tokenizer or an architecture
+    that cannot be converted.
+    """
+    import torch
+    from optimum.exporters.openvino.convert import export_from_model, export_tokenizer
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    half = weights == "bf16"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit's tracer, about branches that Optimum handles
+        try:
+            export_from_model(
+                model=model.to(torch.bfloat16) if half else model,
+                output=folder,
+                task="text-generation-with-past",
+                stateful=True,
+                preprocessors=[tokenizer],
+                patch_16bit_model=half,
+            )
+        except ValueError as error:
+            raise InputError(f"OpenVINO cannot convert this model: {error}") from error
+        export_tokenizer(tokenizer, folder)
+    if not (folder / "openvino_tokenizer.xml").exists() or not (folder / "openvino_detokenizer.xml").exists():
+        raise InputError(
+            f"OpenVINO cannot convert the tokenizer ({type(tokenizer.backend_tokenizer.model).__name__})"
+        )
+    if weights in ("int8", "int4"):
+        _compress(folder, weights)
+
+
+def _compress(folder: Path, weights: str) -> None:
+    import nncf
+    import openvino
+
+    path, small = folder / "openvino_model.xml", folder / "small.xml"
+    options: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
+    if weights == "int4":
+        options = {
+            "mode": nncf.CompressWeightsMode.INT4_ASYM,
+            "group_size": GROUP,
+            "advanced_parameters": nncf.AdvancedCompressionParameters(
+                group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+            ),
+        }
+    compressed = nncf.compress_weights(openvino.Core().read_model(path), **options)
+    openvino.save_model(compressed, small, compress_to_fp16=False)
+    del compressed
+    small.with_suffix(".bin").replace(path.with_suffix(".bin"))
+    small.replace(path)
+
+
+class Exported:
+    """The exported model at work: answers by the server's own engine, logits by OpenVINO's runtime."""
+
+    def __init__(self, version: Path, *, kv_cache_gb: int, threads: int) -> None:
+        module = _load_engine(version)
+        self.folder = version / "openvino"
+        self.engine = module.Engine(self.folder, kv_cache_gb=kv_cache_gb, threads=threads, max_new_tokens=1)
+        self._sampling = module.Sampling
+        self._properties = module.properties(threads)
+        self._request: Any = None
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def answers(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+        """Greedy continuations of all prompts, generated together; end tokens included."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        errors: list[str] = []
+        ended = threading.Semaphore(0)
+
+        def receiver(place: int) -> Any:
+            def take(piece: Any) -> bool:
+                answers[place].extend(piece.tokens)
+                if piece.error:
+                    errors.append(piece.error)
+                if piece.last:
+                    ended.release()
+                return True
+
+            return take
+
+        ends = self.engine.limits.defaults["eos_token_id"]
+        for place, prompt in enumerate(prompts):
+            greedy = self._sampling(max_tokens=tokens, end_tokens=tuple(ends))
+            self.engine.submit_tokens(prompt, greedy, receiver(place))
+        for _ in prompts:
+            ended.acquire()
+        if errors:
+            raise RuntimeError(f"the exported model does not answer: {errors[0]}")
+        return answers
+
+    def logits(self, ids: list[int]) -> np.ndarray:
+        """(tokens, vocabulary): the distribution after each token."""
+        import openvino
+
+        if self._request is None:
+            model = openvino.Core().compile_model(self.folder / "openvino_model.xml", "CPU", self._properties)
+            self._request = model.create_infer_request()
+            self._names = {name for port in model.inputs for name in port.get_names()}
+        self._request.reset_state()
+        count = len(ids)
+        values = {
+            "input_ids": np.array([ids], dtype=np.int64),
+            "attention_mask": np.ones((1, count), dtype=np.int64),
+            "position_ids": np.arange(count, dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        found = self._request.infer({name: value for name, value in values.items() if name in self._names})
+        return np.array(found["logits"][0])
+
+
+def _load_engine(folder: Path) -> ModuleType:
+    """The module of the exported engine, imported from the repository as the server does."""
+    written = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # the repository is published as it is
+    sys.path.insert(0, str(folder))
+    try:
+        for name in LOADED:
+            sys.modules.pop(name, None)
+        return importlib.import_module("engine")
+    finally:
+        sys.path.remove(str(folder))
+        sys.dont_write_bytecode = written

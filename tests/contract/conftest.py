@@ -1,0 +1,89 @@
+"""The servers that the client suite is run against.
+
+By default two on this machine, both the real Triton: the CPU target, and the repository that export writes for
+TensorRT-LLM with a stand-in for the ``tensorrt_llm`` package (``standin/``).  Any other one::
+
+    CONTRACT_ADDRESS=host:8000 CONTRACT_GRPC=host:8001 CONTRACT_MODEL=assistant CONTRACT_BUNDLE=bundle/ \\
+        python -m pytest tests/contract
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pipeline.serving import engines, server
+from tests.miniature import make_inputs, port_settings, run_stage
+
+STANDIN = Path(__file__).parent / "standin"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server to ask, and the Hugging Face folder of what it serves."""
+
+    target: str
+    address: str
+    grpc: str
+    model_name: str
+    bundle: Path
+
+
+def given() -> Served | None:
+    """The server that the environment names."""
+    if "CONTRACT_ADDRESS" not in os.environ:
+        return None
+    names = ("ADDRESS", "GRPC", "MODEL", "BUNDLE")
+    address, grpc, model, bundle = (os.environ[f"CONTRACT_{name}"] for name in names)
+    return Served("given", address, grpc, model, Path(bundle))
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
+def deploy(
+    inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Served]]:
+    """Export for a target and deploy; all servers are stopped at the end."""
+    records = []
+
+    def start(target: str) -> Served:
+        folder = tmp_path_factory.mktemp(target)
+        # The target's own bf16 rounding is measured by the export, and not this suite's concern.
+        settings = {"target": target, "tolerance": {"different": 1.0, "top1_agreement": 0.5, "kl": 1.0}}
+        status, told = run_stage("export", folder / "export", inputs, settings)
+        assert status == 0, told
+        output = folder / "export" / "output"
+        bundle = output / "bundle"
+        if target == "trtllm":
+            version = output / "repository" / "assistant" / "1"
+            shutil.copytree(STANDIN / "tensorrt_llm", version / "tensorrt_llm")
+            shutil.copytree(Path(engines.__file__).parent, version / "tensorrt_llm" / "engines")
+            bundle = version / "checkpoint"
+        path = folder / "server.json"
+        status, told = run_stage(
+            "deploy", folder / "work", {"export": output}, port_settings(), {"server_record": str(path)}
+        )
+        assert status == 0, told
+        record = server.read(path)
+        assert record is not None
+        records.append(record)
+        grpc = f"127.0.0.1:{record.grpc_port}"
+        return Served(target, record.address, grpc, record.model_name, bundle)
+
+    yield start
+    for record in records:
+        server.stop(record)
+
+
+@pytest.fixture(scope="session", params=["given"] if given() else ["cpu-openvino", "trtllm"])
+def deployed(request: pytest.FixtureRequest, deploy: Callable[..., Served]) -> Served:
+    return given() or deploy(request.param)

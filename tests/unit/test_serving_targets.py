@@ -1,0 +1,167 @@
+"""What an export may ask of a target, and the repository that is written for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import recipe, schema
+from pipeline.errors import UserError
+from pipeline.serving import engines, repository
+from pipeline.serving.targets import GPUS, PRECISIONS, TARGETS, precision_fault
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def export(**settings: Any) -> schema.Export:
+    made = schema.Export(**settings)
+    made.settle(gpus=0)
+    return made
+
+
+def test_auto_is_decided_by_what_the_recipe_is_made_for() -> None:
+    cpu, gpu = schema.Export(), schema.Export()
+    cpu.settle(gpus=0)
+    gpu.settle(gpus=8)
+    assert (cpu.target, cpu.weights) == ("cpu-openvino", "fp32")
+    assert (gpu.target, gpu.weights) == ("trtllm", "bf16")
+    assert recipe.load("llama-8b", ROOT).settings.export.target == "trtllm"
+    assert recipe.load("llama-tiny", ROOT).settings.export.target == "cpu-openvino"
+
+
+@pytest.mark.parametrize(
+    ("target", "weights", "gpu", "told"),
+    [
+        ("trtllm", "fp8", "H100", None),
+        ("trtllm", "fp8", None, None),
+        (
+            "trtllm",
+            "fp8",
+            "A100",
+            "fp8 needs Ada or Hopper or Blackwell, and A100 is Ampere; what it can run: bf16",
+        ),
+        ("trtllm", "nvfp4", "H100", "nvfp4 needs Blackwell"),
+        ("trtllm", "nvfp4", "B200", None),
+        ("trtllm", "int8", "H100", "int8 is for cpu-openvino"),
+        ("trtllm", "fp8", "GTX 1080", "no such GPU is known: 'GTX 1080'; known are A100"),
+        ("cpu-openvino", "fp8", None, "it reads fp32, bf16, int8, int4"),
+    ],
+)
+def test_a_precision_that_cannot_run_is_refused_with_those_that_can(
+    target: str, weights: str, gpu: str | None, told: str | None
+) -> None:
+    fault = precision_fault(target, weights, gpu)
+    assert fault == told or (told is not None and fault is not None and told in fault)
+
+
+def test_every_target_has_a_default_and_each_gpu_can_run_something() -> None:
+    for target in TARGETS.values():
+        assert target.default in target.precisions
+        assert set(target.precisions) <= set(PRECISIONS)
+        if target.gpu:
+            for gpu in GPUS:
+                assert precision_fault(target.name, target.default, gpu) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"max_batch_size": 8, "kv_cache_config": {"free_gpu_memory_fraction": 0.5, "dtype": "fp8"}}, None),
+        ({"cuda_graph_config": None}, None),
+        ({"max_batch_sice": 8}, "did you mean 'max_batch_size'?"),
+        ({"max_batch_size": "8"}, "'8' is no Optional[int]"),
+        ({"max_batch_size": True}, "True is no"),
+        ({"kv_cache_config": {"fraction": 0.5}}, "kv_cache_config.fraction"),
+        ({"quant_config": {}}, "has no 'quant_config'"),
+        ({"guided_decoding_backend": "outlines"}, "is no Optional[Literal"),
+        ({"scheduler_config": {"capacity_scheduler_policy": "BEST"}}, "capacity_scheduler_policy"),
+        (
+            {
+                "speculative_config": {
+                    "decoding_type": "NGram",
+                    "max_draft_len": 4,
+                    "max_matching_ngram_size": 2,
+                }
+            },
+            None,
+        ),
+        ({"speculative_config": {"decoding_type": "NGram", "max_draft_len": 4}}, "NGram needs it"),
+        ({"speculative_config": {"decoding_type": "Medusa"}}, "'Medusa' is not one of"),
+        ({"speculative_config": {"decoding_type": "MTP", "num_nextn_predict_layers": 1, "x": 1}}, "config.x"),
+    ],
+)
+def test_arguments_are_those_of_the_released_llm_api(values: dict[str, Any], told: str | None) -> None:
+    said = [f"{path}: {why}" for path, why in engines.faults(engines.TENSORRT_LLM, "TorchLlmArgs", values)]
+    assert said == [] if told is None else any(told in each for each in said), said
+
+
+def test_what_export_writes_is_what_the_engines_take() -> None:
+    everything = {
+        "kv_cache": "fp8",
+        "adapters": {"polite": "/adapters/polite"},
+        "serving": schema.Serving(tensor=4, max_length=4096),
+    }
+    assert repository.argument_faults(export(target="trtllm"), 8192) == []
+    assert repository.argument_faults(export(target="trtllm", **everything), 8192) == []
+    wrong = export(target="trtllm", serving=schema.Serving(arguments={"max_batch_sise": 5}))
+    [(setting, why)] = repository.argument_faults(wrong, 8192)
+    assert setting == "export.serving.arguments"
+    assert "did you mean 'max_batch_size'" in why
+
+
+def test_the_repository_of_trtllm_is_whole_and_has_the_contract() -> None:
+    files = repository.files(export(target="trtllm", weights="fp8", model_name="m"), "f" * 64, 8192)
+    own = repository.files(export(model_name="m"), "f" * 64, 256)
+    assert {"m/config.pbtxt", "m/1/model.py", "m/1/engine.py", "m/1/serve.py", "m/1/model.yaml"} <= set(files)
+    assert "m/1/hugging_face.py" in files
+    assert "m/1/hugging_face.py" not in own
+    # The client sees one contract: the same bytes but for the target's own parameters.
+    contract = [text.split("parameters {")[0] for text in (files["m/config.pbtxt"], own["m/config.pbtxt"])]
+    assert contract[0] == contract[1]
+    for name in ("model.py", "parameters.py", "sampling.py", "text_stream.py"):
+        assert files[f"m/1/{name}"] == own[f"m/1/{name}"]
+    content = yaml.safe_load(files["m/1/model.yaml"])
+    assert content["model"] == "checkpoint"
+    assert content["triton_config"]["decoupled"] is True
+    assert content["max_seq_len"] == 8192
+    assert "$" not in files["m/config.pbtxt"].replace("dollar signs", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("export.weights=fp8", "export.weights: cpu-openvino does not read fp8"),
+        (
+            "export.target=trtllm export.weights=fp8 export.gpu=A100",
+            "export.weights: fp8 needs Ada or Hopper",
+        ),
+        (
+            "export.target=trtllm export.weights=int4-awq",
+            "each 128 inputs of a layer, and model.hidden_size is 32",
+        ),
+        ("export.target=trtllm export.gpu=V100", "export.gpu: no such GPU is known"),
+        ("export.kv_cache=fp8", "export.kv_cache: cpu-openvino keeps"),
+        (
+            "export.adapters.polite=/x",
+            "a request cannot choose an adapter on cpu-openvino (trtllm can)",
+        ),
+        ("export.target=trtllm export.serving.arguments.trust_remote_code=true", "it stays off"),
+        ("export.target=trtllm export.serving.arguments.max_batch=1", "has no 'max_batch'"),
+        ("export.target=trtllm export.serving.tensor=4", "4 does not divide model.heads"),
+        ("export.tolerance.greedy=1", "what can be tolerated: different"),
+        ("export.tolerance.kl=-1", "not a number of 0 or more"),
+    ],
+)
+def test_a_recipe_that_cannot_be_served_is_refused(setting: str, told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        recipe.load("llama-mini", ROOT, setting)
+    assert told in str(refused.value)
+
+
+def test_the_catalogue_says_where_it_comes_from() -> None:
+    said = engines.catalogue(engines.TENSORRT_LLM)
+    assert said["version"] in engines.TENSORRT_LLM
+    assert said["source"]
