@@ -14,7 +14,7 @@ from pipeline.launch.checks import site_faults
 from pipeline.schema import Optimisation
 from pipeline.schema.training import LOSS_SETTINGS
 from pipeline.serving.repository import argument_faults
-from pipeline.serving.targets import TARGETS, TRTLLM, precision_fault, width_fault
+from pipeline.serving.targets import PRECISIONS, TARGETS, TRTLLM, TRTLLM_ENGINE, precision_fault, width_fault
 
 # Values that the engines nemo and aligner can do something with.
 AUTOMODEL_ONLY: dict[str, tuple[object, ...]] = {
@@ -87,6 +87,11 @@ def _export(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
             yield "export.weights", wide
     if export.kv_cache == "fp8" and not target.gpu:
         yield "export.kv_cache", f"{export.target} keeps keys and values as it computes them"
+    elif export.kv_cache == "fp8" and not PRECISIONS[export.weights].modelopt:
+        yield "export.kv_cache", f"fp8 needs scales, which calibration finds: {export.weights} has none"
+    for adapter in export.adapters:
+        if not adapter or adapter.startswith(".") or not all(c.isalnum() or c in "-_." for c in adapter):
+            yield "export.adapters", f"{adapter!r} names a folder: letters, digits, '-', '_' and '.' only"
     if export.adapters and not target.adapters:
         can = ", ".join(name for name, each in TARGETS.items() if each.adapters)
         yield (
@@ -103,6 +108,8 @@ def _export(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
         yield "export.serving.speculative", f"is for the target {TRTLLM}"
     if export.serving.arguments.get("trust_remote_code"):
         yield "export.serving.arguments", "trust_remote_code would run code of the checkpoint; it stays off"
+    if export.target == TRTLLM_ENGINE and export.serving.pipeline > 1:
+        yield "export.serving.pipeline", f"{TRTLLM_ENGINE} is cut over tensors only"
     heads, tensor = recipe.model.heads, export.serving.tensor
     if heads % tensor:
         yield "export.serving.tensor", f"{tensor} does not divide model.heads = {heads}"

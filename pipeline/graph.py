@@ -39,6 +39,7 @@ class Stage:
     optional: tuple[str, ...] = ()
     uses_base_model: bool = False
     uses_documents: bool = False
+    uses_adapters: bool = False
     live: bool = False
     carries: tuple[str, ...] = ()
     module: str = ""
@@ -169,6 +170,7 @@ STAGES: tuple[Stage, ...] = (
         optional=(*MODELS, "evaluation"),
         carries=("deploy/triton",),
         uses_base_model=True,
+        uses_adapters=True,
         produces=(
             "bundle/config.json",
             "bundle/model.safetensors",

@@ -165,6 +165,8 @@ class Chain:
             found |= inputs.documents(recipe.curate, Toolchain(step.stage.toolchain), self.memory)
         if step.stage.uses_base_model and recipe.model.base is not None:
             found |= inputs.base_model(recipe.model, self.memory)
+        if step.stage.uses_adapters:
+            found |= inputs.adapters(recipe.export, self.memory)
         return found
 
     def _why(self, step: graph.Step, parts: dict[str, Any]) -> str:

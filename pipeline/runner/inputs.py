@@ -31,6 +31,7 @@ from pipeline.toolchains import ROOT, Toolchain
 # Settings that name a folder; all others name a file.
 FOLDERS = ("curate.semantic_duplicates.model",)
 FOLDER_PARAMETERS = (".hf_model_name", ".cache_dir")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")  # PEFT's, pickles left out
 
 
 def check_inputs(loaded: LoadedRecipe) -> None:
@@ -53,6 +54,13 @@ def check_inputs(loaded: LoadedRecipe) -> None:
             raise UserError(f"{loaded.origin(setting)}: {setting}: there is no folder {path}")
         if not folder and not Path(path).is_file():
             raise UserError(f"{loaded.origin(setting)}: {setting}: there is no file {path}")
+    for name, path in loaded.settings.export.adapters.items():
+        setting = f"export.adapters.{name}"
+        for file in ADAPTER_FILES:
+            if not (Path(str(path)) / file).is_file():
+                raise UserError(
+                    f"{loaded.origin(setting)}: {setting}: {path} is no PEFT folder: it has no {file}"
+                )
     if loaded.settings.model.base is not None:
         base.check(loaded)
 
@@ -133,6 +141,15 @@ def base_model(model: schema.Model, memory: DigestMemory) -> dict[str, Input]:
     kinds = (".json", ".safetensors", ".jinja", ".model")
     files = sorted(p for p in found.iterdir() if p.suffix in kinds) if found.is_dir() else []
     return {f"base/{file.name}": _file(file, memory) for file in files}
+
+
+def adapters(export: schema.Export, memory: DigestMemory) -> dict[str, Input]:
+    """The files of the adapters that a request may choose, by role."""
+    return {
+        f"adapters.{name}/{file}": _file(Path(str(path)) / file, memory)
+        for name, path in export.adapters.items()
+        for file in ADAPTER_FILES
+    }
 
 
 def _file(path: Path, memory: DigestMemory) -> Input:

@@ -125,6 +125,9 @@ def _job(order: Order, identity: str, held: Lease, toolchain: Toolchain) -> dict
     if "curate" in settings:
         for _, holder, key in path_settings(settings["curate"]):
             holder[key] = _absolute(holder[key])
+    if "export" in settings:
+        adapters = settings["export"]["adapters"]
+        settings["export"]["adapters"] = {name: _absolute(str(path)) for name, path in adapters.items()}
     given = bases.folder(recipe.model) if recipe.model.base is not None else None
     base = str(given.resolve()) if given and step.stage.uses_base_model else None
     if "model" in settings:

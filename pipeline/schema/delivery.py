@@ -65,7 +65,9 @@ class Serving:
         {}, "trtllm: the LLM API's speculative_config, e.g. {decoding_type: NGram, max_draft_len: 4, ...}"
     )
     max_lora_rank: int = setting(64, "largest rank of an adapter", ge=1)
-    arguments: dict[str, Any] = setting({}, "further arguments of TensorRT-LLM's LLM() by their own names")
+    arguments: dict[str, Any] = setting(
+        {}, "further arguments by the engine's own names (TensorRT-LLM's LLM(), vLLM's engine)"
+    )
 
 
 @dataclass
@@ -90,7 +92,7 @@ class Export:
     serving: Serving = field(default_factory=Serving)
     model_name: str = setting("assistant", "the model's name on the server")
     adapters: dict[str, Any] = setting(
-        {}, "LoRA adapters that a request may choose: name to PEFT folder (trtllm)"
+        {}, "LoRA adapters that a request may choose: name to PEFT folder (trtllm, vllm)", identity=False
     )
     parity_prompts: int = setting(200, "held-out prompts of the parity check", ge=50)
     parity_tokens: int = setting(24, "greedy tokens compared per prompt", ge=1)

@@ -6,12 +6,15 @@ looked at and checked (``--dry-run``) on any machine::
     <model_name>/config.pbtxt        one client contract on every target (``deploy/triton/config.pbtxt``)
     <model_name>/1/*.py              the contract's Python and the target's engine (``deploy/triton/``)
     <model_name>/1/model.yaml        trtllm: arguments of ``LLM()`` and ``triton_config``
+    <model_name>-vllm/               vllm: Triton's own vLLM backend with ``model.json``, behind the contract
+    <model_name>-engine/             trtllm-engine: Triton's TensorRT-LLM backend, and ``build.sh`` for its engines
 
 What the exporter adds: ``1/openvino`` or ``1/checkpoint``, and ``1/adapters``.
 """
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,22 @@ from typing import Any
 import yaml
 
 from pipeline import schema
-from pipeline.serving.engines import TENSORRT_LLM, faults
-from pipeline.serving.targets import CPU_OPENVINO, TRTLLM
+from pipeline.serving import targets
+from pipeline.serving.engines import TENSORRT_LLM, VLLM, faults
 
 SOURCE = Path(__file__).resolve().parents[2] / "deploy" / "triton"
-FOLDERS = {CPU_OPENVINO: "openvino_genai", TRTLLM: "tensorrt_llm"}
+FOLDERS = {
+    targets.CPU_OPENVINO: "openvino_genai",
+    targets.TRTLLM: "tensorrt_llm",
+    targets.TRTLLM_ENGINE: "trtllm_engine",
+    targets.VLLM: "vllm",
+}
+# Files of the contract that only some engines use.
+NEEDED_BY = {
+    "hugging_face.py": (targets.TRTLLM, targets.TRTLLM_ENGINE, targets.VLLM),
+    "beside.py": (targets.TRTLLM_ENGINE, targets.VLLM),
+}
+MOUNT = "/models"  # where the containers see the repository: vLLM's arguments need whole paths
 CHECKPOINT = "checkpoint"  # the Hugging Face folder inside a version
 CANCEL_CHECK_MS = 100
 
@@ -33,11 +47,17 @@ def files(export: schema.Export, identity: str, context: int) -> dict[str, str]:
     name = export.model_name
     found = {f"{name}/1/{path}": text for path, text in code(export.target).items()}
     parameters = {"max_new_tokens": str(export.max_new_tokens)}
-    if export.target == CPU_OPENVINO:
+    if export.target == targets.CPU_OPENVINO:
         parameters["kv_cache_gb"] = str(export.kv_cache_gb)
+    elif export.target == targets.TRTLLM_ENGINE:
+        parameters["most_requests"] = str(export.serving.max_batch_size)
     found[f"{name}/config.pbtxt"] = config(name, identity, parameters)
-    if export.target == TRTLLM:
+    if export.target == targets.TRTLLM:
         found[f"{name}/1/model.yaml"] = model_yaml(export, context)
+    elif export.target == targets.VLLM:
+        found |= vllm(export, context)
+    elif export.target == targets.TRTLLM_ENGINE:
+        found |= engine(export, context)
     return found
 
 
@@ -45,8 +65,7 @@ def code(target: str) -> dict[str, str]:
     """The Python of a model: the contract's, and the engine's of the target."""
     folders = (SOURCE / "contract", SOURCE / FOLDERS[target])
     sources = [file for folder in folders for file in sorted(folder.glob("*.py"))]
-    if target == CPU_OPENVINO:  # which tokenizes by itself
-        sources = [file for file in sources if file.name != "hugging_face.py"]
+    sources = [file for file in sources if target in NEEDED_BY.get(file.name, (target,))]
     return {file.name: file.read_text(encoding="utf-8") for file in sources}
 
 
@@ -101,13 +120,106 @@ def model_yaml(export: schema.Export, context: int) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
+def vllm_arguments(export: schema.Export, context: int) -> dict[str, Any]:
+    """The arguments of vLLM's engine, the user's own last."""
+    serving = export.serving
+    found: dict[str, Any] = {
+        "model": f"{MOUNT}/{export.model_name}-vllm/1/{CHECKPOINT}",
+        "trust_remote_code": False,
+        "tensor_parallel_size": serving.tensor,
+        "pipeline_parallel_size": serving.pipeline,
+        "gpu_memory_utilization": serving.kv_cache_fraction,
+        "enable_prefix_caching": serving.kv_cache_reuse,
+        "enable_chunked_prefill": serving.chunked_prefill,
+        "max_num_seqs": serving.max_batch_size,
+        "max_num_batched_tokens": serving.max_num_tokens,
+        "max_model_len": serving.max_length or context,
+        "disable_log_stats": False,  # the backend's metrics come from them
+        "enable_log_requests": False,  # prompts are nobody's business
+    }
+    if export.kv_cache == "fp8":
+        found["kv_cache_dtype"] = "fp8"
+    if export.adapters:
+        found |= {
+            "enable_lora": True,
+            "max_loras": len(export.adapters),
+            "max_lora_rank": serving.max_lora_rank,
+        }
+    return found | serving.arguments
+
+
+def vllm(export: schema.Export, context: int) -> dict[str, str]:
+    """Triton's vLLM backend as a model of its own, which the contract's model asks."""
+    name = f"{export.model_name}-vllm"
+    found = {
+        f"{name}/config.pbtxt": string.Template(
+            (SOURCE / "vllm" / "backend.pbtxt").read_text(encoding="utf-8")
+        ).substitute(model_name=name),
+        f"{name}/1/model.json": json.dumps(vllm_arguments(export, context), indent=2) + "\n",
+    }
+    if export.adapters:
+        places = {adapter: f"{MOUNT}/{name}/1/adapters/{adapter}" for adapter in export.adapters}
+        found[f"{name}/1/multi_lora.json"] = json.dumps(places, indent=2) + "\n"
+    return found
+
+
+def engine(export: schema.Export, context: int) -> dict[str, str]:
+    """Triton's TensorRT-LLM backend as a model of its own, and the line that builds its engines."""
+    name, serving = f"{export.model_name}-engine", export.serving
+    template = string.Template((SOURCE / "trtllm_engine" / "backend.pbtxt").read_text(encoding="utf-8"))
+    return {
+        f"{name}/config.pbtxt": template.substitute(
+            model_name=name,
+            engine_dir=f"{MOUNT}/{name}/1/engine",
+            kv_cache_fraction=serving.kv_cache_fraction,
+            kv_cache_reuse=str(serving.kv_cache_reuse).lower(),
+            chunked_prefill=str(serving.chunked_prefill).lower(),
+            max_batch_size=serving.max_batch_size,
+        ),
+        f"{name}/1/build.sh": build_line(export, context),
+    }
+
+
+def build_line(export: schema.Export, context: int) -> str:
+    """A shell script that builds the engines beside it, inside the pinned container."""
+    serving = export.serving
+    length = serving.max_length or context
+    words = {
+        "checkpoint_dir": CHECKPOINT,
+        "output_dir": "engine",
+        "gemm_plugin": "auto",
+        "max_batch_size": serving.max_batch_size,
+        "max_input_len": length,
+        "max_seq_len": length,
+        "max_num_tokens": serving.max_num_tokens,
+        "use_paged_context_fmha": "enable",
+        "workers": serving.tensor,
+    }
+    options = " \\\n  ".join(f"--{key} {value}" for key, value in words.items())
+    return (
+        "#!/bin/sh\n"
+        "# Run inside the container of TensorRT-LLM <= 1.2, on GPUs of the kind that will serve.\n"
+        f'set -eu\ncd "$(dirname "$0")"\ntrtllm-build \\\n  {options}\n'
+    )
+
+
 def argument_faults(export: schema.Export, context: int) -> list[tuple[str, str]]:
     """What the engine would refuse of its arguments, as (setting, why)."""
-    if export.target != TRTLLM:
+    if export.target == targets.TRTLLM:
+        said = faults(TENSORRT_LLM, "TorchLlmArgs", llm_arguments(export, context))
+    elif export.target == targets.VLLM:
+        said = faults(VLLM, "AsyncEngineArgs", vllm_arguments(export, context))
+    else:
         return []
     found = []
-    for path, why in faults(TENSORRT_LLM, "TorchLlmArgs", llm_arguments(export, context)):
+    for path, why in said:
         own = path.split(".")[0] in export.serving.arguments
         setting = "speculative" if path.startswith("speculative_config") and not own else "arguments"
         found.append((f"export.serving.{setting}", f"{path}: {why}"))
     return found
+
+
+def checkpoint_place(export: schema.Export) -> str:
+    """Where in the repository the Hugging Face folder of a GPU target lies; adapters lie beside it."""
+    behind = {targets.VLLM: "-vllm", targets.TRTLLM_ENGINE: "-engine"}
+    return f"{export.model_name}{behind.get(export.target, '')}/1"

@@ -1,6 +1,7 @@
 """What a model can be exported for: targets, their precisions, and the GPUs that run each.
 
-Which format the serving engine reads: TensorRT-LLM 1.2.1 (``llmapi/llm_utils.py``, ``_torch/modules/linear.py``).  Which GPU has the arithmetic: TensorRT-LLM's table of numerical
+Which format the serving engine reads: TensorRT-LLM 1.2.1 (``llmapi/llm_utils.py``, ``_torch/modules/linear.py``),
+vLLM 0.24.0 (``quantization/modelopt``).  Which GPU has the arithmetic: TensorRT-LLM's table of numerical
 precision (``docs/source/features/quantization.md``).
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CPU_OPENVINO, TRTLLM = "cpu-openvino", "trtllm"
+CPU_OPENVINO, TRTLLM, TRTLLM_ENGINE, VLLM = "cpu-openvino", "trtllm", "trtllm-engine", "vllm"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,13 @@ PRECISIONS = {
             "FP8_DEFAULT_CFG",
             "FP8",
             (ADA, HOPPER, BLACKWELL),
+        ),
+        Precision(
+            "int8-sq",
+            "8-bit weights and inputs, SmoothQuant",
+            "INT8_SMOOTHQUANT_CFG",
+            "W8A8_SQ_PER_CHANNEL",
+            EVERY,
         ),
         Precision(
             "int4-awq",
@@ -99,6 +107,19 @@ TARGETS = {
             TRTLLM,
             "TensorRT-LLM's LLM API",
             ("bf16", "fp8", "int4-awq", "w4a8-awq", "nvfp4"),
+            "bf16",
+            adapters=True,
+        ),
+        Target(
+            TRTLLM_ENGINE,
+            "TensorRT engines of TensorRT-LLM <= 1.2 (removed upstream in July 2026)",
+            ("bf16", "fp8", "int8-sq"),
+            "bf16",
+        ),
+        Target(
+            VLLM,
+            "Triton's vLLM backend",
+            ("bf16", "fp8", "nvfp4"),
             "bf16",
             adapters=True,
         ),

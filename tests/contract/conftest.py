@@ -1,7 +1,8 @@
 """The servers that the client suite is run against.
 
-By default two on this machine, both the real Triton: the CPU target, and the repository that export writes for
-TensorRT-LLM with a stand-in for the ``tensorrt_llm`` package (``standin/``).  Any other one::
+By default one for each target, all the real Triton: the CPU target, and the repositories that export writes for
+TensorRT-LLM and for vLLM with stand-ins (``standin/``) for the ``tensorrt_llm`` package and the two backends.  Any
+other one::
 
     CONTRACT_ADDRESS=host:8000 CONTRACT_GRPC=host:8001 CONTRACT_MODEL=assistant CONTRACT_BUNDLE=bundle/ \\
         python -m pytest tests/contract
@@ -10,6 +11,7 @@ TensorRT-LLM with a stand-in for the ``tensorrt_llm`` package (``standin/``).  A
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.serving import engines, server
+from pipeline.stages.export import engine_checkpoint
 from tests.miniature import make_inputs, port_settings, run_stage
 
 STANDIN = Path(__file__).parent / "standin"
@@ -68,6 +71,14 @@ def deploy(
             shutil.copytree(STANDIN / "tensorrt_llm", version / "tensorrt_llm")
             shutil.copytree(Path(engines.__file__).parent, version / "tensorrt_llm" / "engines")
             bundle = version / "checkpoint"
+        elif target == "vllm":
+            model = output / "repository" / "assistant-vllm"
+            stand_in(model, "vllm", Path(engines.__file__).parent)
+            bundle = model / "1" / "checkpoint"
+        elif target == "trtllm-engine":
+            model = output / "repository" / "assistant-engine"
+            stand_in(model, "trtllm_engine", Path(engine_checkpoint.__file__))
+            bundle = rounded(bundle, folder / "bf16")
         path = folder / "server.json"
         status, told = run_stage(
             "deploy", folder / "work", {"export": output}, port_settings(), {"server_record": str(path)}
@@ -84,6 +95,32 @@ def deploy(
         server.stop(record)
 
 
-@pytest.fixture(scope="session", params=["given"] if given() else ["cpu-openvino", "trtllm"])
+def rounded(bundle: Path, folder: Path) -> Path:
+    """The bundle with bf16 weights, as the engines' checkpoint has them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(bundle, folder)
+    AutoModelForCausalLM.from_pretrained(bundle, dtype=torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def stand_in(model: Path, name: str, needed: Path) -> None:
+    """Put a model of the python backend in the place of one that only a GPU's container has."""
+    config = model / "config.pbtxt"
+    text = re.sub(r'backend: "\w+"', 'backend: "python"', config.read_text())
+    # Batches of several requests are the backend's own business, and not the contract's.
+    text = text.replace("KIND_MODEL", "KIND_CPU").replace(
+        "dynamic_batching { max_queue_delay_microseconds: 0 }", ""
+    )
+    config.write_text(text)
+    shutil.copyfile(STANDIN / name / "model.py", model / "1" / "model.py")
+    copy = shutil.copytree if needed.is_dir() else shutil.copyfile
+    copy(needed, model / "1" / needed.name)
+
+
+@pytest.fixture(
+    scope="session", params=["given"] if given() else ["cpu-openvino", "trtllm", "trtllm-engine", "vllm"]
+)
 def deployed(request: pytest.FixtureRequest, deploy: Callable[..., Served]) -> Served:
     return given() or deploy(request.param)

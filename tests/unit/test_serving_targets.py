@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import yaml
 
 from pipeline import recipe, schema
 from pipeline.errors import UserError
+from pipeline.runner import inputs
+from pipeline.runner.digests import DigestMemory
 from pipeline.serving import engines, repository
 from pipeline.serving.targets import GPUS, PRECISIONS, TARGETS, precision_fault
 
@@ -46,6 +49,12 @@ def test_auto_is_decided_by_what_the_recipe_is_made_for() -> None:
         ("trtllm", "nvfp4", "H100", "nvfp4 needs Blackwell"),
         ("trtllm", "nvfp4", "B200", None),
         ("trtllm", "int8", "H100", "int8 is for cpu-openvino"),
+        (
+            "vllm",
+            "int4-awq",
+            None,
+            "vllm does not read int4-awq: it reads bf16, fp8, nvfp4; int4-awq is for trtllm",
+        ),
         ("trtllm", "fp8", "GTX 1080", "no such GPU is known: 'GTX 1080'; known are A100"),
         ("cpu-openvino", "fp8", None, "it reads fp32, bf16, int8, int4"),
     ],
@@ -104,8 +113,9 @@ def test_what_export_writes_is_what_the_engines_take() -> None:
         "adapters": {"polite": "/adapters/polite"},
         "serving": schema.Serving(tensor=4, max_length=4096),
     }
-    assert repository.argument_faults(export(target="trtllm"), 8192) == []
-    assert repository.argument_faults(export(target="trtllm", **everything), 8192) == []
+    for target in ("trtllm", "vllm"):
+        assert repository.argument_faults(export(target=target), 8192) == []
+        assert repository.argument_faults(export(target=target, **everything), 8192) == []
     wrong = export(target="trtllm", serving=schema.Serving(arguments={"max_batch_sise": 5}))
     [(setting, why)] = repository.argument_faults(wrong, 8192)
     assert setting == "export.serving.arguments"
@@ -145,8 +155,13 @@ def test_the_repository_of_trtllm_is_whole_and_has_the_contract() -> None:
         ("export.target=trtllm export.gpu=V100", "export.gpu: no such GPU is known"),
         ("export.kv_cache=fp8", "export.kv_cache: cpu-openvino keeps"),
         (
+            "export.target=trtllm export.kv_cache=fp8",
+            "fp8 needs scales, which calibration finds: bf16 has none",
+        ),
+        ("export.target=trtllm export.adapters.a/b=/x", "'a/b' names a folder"),
+        (
             "export.adapters.polite=/x",
-            "a request cannot choose an adapter on cpu-openvino (trtllm can)",
+            "a request cannot choose an adapter on cpu-openvino (trtllm, vllm can)",
         ),
         ("export.target=trtllm export.serving.arguments.trust_remote_code=true", "it stays off"),
         ("export.target=trtllm export.serving.arguments.max_batch=1", "has no 'max_batch'"),
@@ -161,7 +176,52 @@ def test_a_recipe_that_cannot_be_served_is_refused(setting: str, told: str) -> N
     assert told in str(refused.value)
 
 
-def test_the_catalogue_says_where_it_comes_from() -> None:
-    said = engines.catalogue(engines.TENSORRT_LLM)
-    assert said["version"] in engines.TENSORRT_LLM
-    assert said["source"]
+def test_the_repository_of_vllm_has_the_backend_behind_the_contract() -> None:
+    adapters = {"polite": "/adapters/polite"}
+    files = repository.files(export(target="vllm", model_name="m", adapters=adapters), "f" * 64, 8192)
+    arguments = json.loads(files["m-vllm/1/model.json"])
+    assert arguments["model"] == "/models/m-vllm/1/checkpoint"
+    assert arguments["trust_remote_code"] is False
+    assert json.loads(files["m-vllm/1/multi_lora.json"]) == {"polite": "/models/m-vllm/1/adapters/polite"}
+    assert 'backend: "vllm"' in files["m-vllm/config.pbtxt"]
+    assert 'backend: "python"' in files["m/config.pbtxt"]
+
+
+def test_the_repository_of_the_engines_has_the_line_that_builds_them() -> None:
+    serving = schema.Serving(tensor=2, max_batch_size=8, kv_cache_reuse=False)
+    files = repository.files(export(target="trtllm-engine", model_name="m", serving=serving), "f" * 64, 4096)
+    config = files["m-engine/config.pbtxt"]
+    assert 'key: "gpt_model_path" value { string_value: "/models/m-engine/1/engine" }' in config
+    assert 'key: "enable_kv_cache_reuse" value { string_value: "false" }' in config
+    assert "max_batch_size: 8" in config
+    line = files["m-engine/1/build.sh"]
+    assert "trtllm-build \\\n  --checkpoint_dir checkpoint" in line
+    assert "--max_seq_len 4096" in line
+    assert "--workers 2" in line
+    # The model of the contract asks at most as many requests at once as the backend batches.
+    assert 'key: "most_requests" value { string_value: "8" }' in files["m/config.pbtxt"]
+
+
+def test_an_adapter_is_known_by_its_bytes_and_not_by_its_place(tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        for file in inputs.ADAPTER_FILES:
+            (tmp_path / place / file).write_text(file)
+    memory = DigestMemory(tmp_path / "digests.json")
+    found = [
+        inputs.adapters(export(target="trtllm", adapters={"polite": str(tmp_path / place)}), memory)
+        for place in ("here", "there")
+    ]
+    here, there = ({role: each.digest for role, each in one.items()} for one in found)
+    assert here == there
+    assert set(found[0]) == {f"adapters.polite/{file}" for file in inputs.ADAPTER_FILES}
+    given = f"export.target=trtllm export.adapters.polite={tmp_path}"
+    with pytest.raises(UserError, match=r"is no PEFT folder: it has no adapter_config\.json"):
+        inputs.check_inputs(recipe.load("llama-mini", ROOT, given))
+
+
+def test_the_catalogues_say_where_they_come_from() -> None:
+    for name in (engines.TENSORRT_LLM, engines.VLLM):
+        said = engines.catalogue(name)
+        assert said["version"] in name
+        assert said["source"]

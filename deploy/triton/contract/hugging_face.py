@@ -24,3 +24,15 @@ class HuggingFaceTokenizer:
     def decode(self, tokens: list[int]) -> str:
         """The text of token ids, special tokens left out."""
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def as_text(self, ids: list[int], rendered: str) -> str:
+        """Text that whoever adds special tokens by itself reads as exactly these ids.
+
+        A chat template writes the token that begins a text, and so does a tokenizer that is asked to: one of them is
+        too many.  Raises ``ValueError`` where no such text is found.
+        """
+        begin = self._tokenizer.bos_token or ""
+        for text in (rendered, rendered.removeprefix(begin)):
+            if list(self._tokenizer(text)["input_ids"]) == ids:
+                return text
+        raise ValueError("this tokenizer adds tokens to a text that the chat template does not have")

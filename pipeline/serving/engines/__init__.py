@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-TENSORRT_LLM = "tensorrt_llm-1.2.1"
+TENSORRT_LLM, VLLM = "tensorrt_llm-1.2.1", "vllm-0.24.0"
 SCALARS: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "int": (int,),

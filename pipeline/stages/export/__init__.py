@@ -39,12 +39,12 @@ def run(step: Step) -> None:
     step.phase(f"{settings.target}, {settings.weights}")
     shutil.rmtree(step.output / "repository", ignore_errors=True)
     context = int(model.config.max_position_embeddings)
+    del model  # one at a time in memory: each that follows is read from the bundle
     for path, text in files(settings, step.identity, context).items():
         file = step.output / "repository" / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    exported = targets.write(step, model, tokenizer, generation)
-    del model  # a target may have made another of it; the reference is read anew
+    exported = targets.write(step, tokenizer, generation)
     converted_s = time.monotonic() - started
     step.phase("parity check")
     try:

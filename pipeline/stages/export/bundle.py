@@ -41,15 +41,22 @@ def write(step: Step) -> tuple[Any, Any, dict[str, Any]]:
     return model, tokenizer, defaults
 
 
-def reference(step: Step, generation: dict[str, Any]) -> Reference:
-    """The bundle's model, read from its files, to be asked."""
+def load(step: Step, dtype: Any) -> Any:
+    """The bundle's model, read from its files, in evaluation mode; on GPUs where there are any (not executed here)."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        step.output / "bundle", dtype=torch.float32, local_files_only=True
+    place = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    return AutoModelForCausalLM.from_pretrained(
+        step.output / "bundle", dtype=dtype, local_files_only=True, **place
     ).eval()
-    return Reference(model, generation["eos_token_id"], generation["pad_token_id"])
+
+
+def reference(step: Step, generation: dict[str, Any]) -> Reference:
+    """The bundle's model in fp32, to be asked."""
+    import torch
+
+    return Reference(load(step, torch.float32), generation["eos_token_id"], generation["pad_token_id"])
 
 
 def generation_defaults(given: dict[str, Any], config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

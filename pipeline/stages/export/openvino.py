@@ -25,27 +25,25 @@ LOADED = ("engine", "answers", "parameters", "prompts", "sampling", "text_stream
 
 
 def convert(model: Any, tokenizer: Any, folder: Path, weights: str) -> None:
-    """Write the OpenVINO IR of a causal language model and of its tokenizer.
+    """Write the OpenVINO IR of a causal language model (in bf16 for bf16 weights) and of its tokenizer.
 
     The model is stateful with a ``beam_idx`` input, which is what OpenVINO GenAI turns
     into paged attention.  Raises :class:`InputError` for a tokenizer or an architecture
     that cannot be converted.
     """
-    import torch
     from optimum.exporters.openvino.convert import export_from_model, export_tokenizer
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    half = weights == "bf16"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit's tracer, about branches that Optimum handles
         try:
             export_from_model(
-                model=model.to(torch.bfloat16) if half else model,
+                model=model,
                 output=folder,
                 task="text-generation-with-past",
                 stateful=True,
                 preprocessors=[tokenizer],
-                patch_16bit_model=half,
+                patch_16bit_model=weights == "bf16",
             )
         except ValueError as error:
             raise InputError(f"OpenVINO cannot convert this model: {error}") from error

@@ -38,6 +38,7 @@ TOLERANCES = {
     "bf16": Tolerance(different=0.25, top1_agreement=0.97, kl=0.002, perplexity=0.005),
     "int8": Tolerance(different=0.4, top1_agreement=0.95, kl=0.005, perplexity=0.01),
     "fp8": Tolerance(different=0.6, top1_agreement=0.90, kl=0.02, perplexity=0.03),
+    "int8-sq": Tolerance(different=0.6, top1_agreement=0.90, kl=0.02, perplexity=0.03),
     "int4": Tolerance(different=1.0, top1_agreement=0.75, kl=0.15, perplexity=0.15),
     "int4-awq": Tolerance(different=1.0, top1_agreement=0.75, kl=0.15, perplexity=0.15),
     "w4a8-awq": Tolerance(different=1.0, top1_agreement=0.75, kl=0.15, perplexity=0.15),

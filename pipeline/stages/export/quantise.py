@@ -50,7 +50,7 @@ def _texts(step: Step, tokenizer: Any) -> Iterator[list[int]]:
 
 
 def quantise(model: Any, weights: str, kv_cache: str, samples: list[list[int]], step: Step) -> Any:
-    """The model with Model Optimizer's quantisers, calibrated; a copy, ``model`` stays as it is.
+    """Give the model Model Optimizer's quantisers, in place, and calibrate them.
 
     ``kv_cache`` is ``fp8`` or ``auto`` (as the weights' arithmetic).  Raises :class:`InputError` for a
     model whose widths the format cannot group.
@@ -75,7 +75,7 @@ def quantise(model: Any, weights: str, kv_cache: str, samples: list[list[int]], 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            return mtq.quantize(copy.deepcopy(model), configuration, read)
+            return mtq.quantize(model, configuration, read)
         except (ValueError, AssertionError) as error:
             raise InputError(
                 f"export.weights: Model Optimizer cannot make {weights} of this model: {error}"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import schema
-from pipeline.serving.repository import CHECKPOINT
-from pipeline.serving.targets import CPU_OPENVINO, PRECISIONS
+from pipeline.serving.repository import CHECKPOINT, checkpoint_place
+from pipeline.serving.targets import CPU_OPENVINO, PRECISIONS, TRTLLM_ENGINE
 from pipeline.stages.export.parity import AtWork
 from pipeline.stages.export.reference import Reference
-from pipeline.stages.step import InputError, Step
+from pipeline.stages.step import Step
 
 
 @dataclass
@@ -31,23 +31,28 @@ class Exported:
     close: Callable[[], None] = lambda: None
 
 
-def write(step: Step, model: Any, tokenizer: Any, generation: dict[str, Any]) -> Exported:
-    """Write the weights into ``output/repository``; ``model`` is the bundle's, fp32, and may be changed."""
+def write(step: Step, tokenizer: Any, generation: dict[str, Any]) -> Exported:
+    """Write the weights into ``output/repository``, from the bundle."""
     settings = step.section(schema.Export)
     if settings.target == CPU_OPENVINO:
-        return _openvino(step, model, tokenizer)
-    version = step.output / "repository" / settings.model_name / "1"
-    exported = _checkpoint(step, model, tokenizer, generation, version / CHECKPOINT)
+        return _openvino(step, tokenizer)
+    version = step.output / "repository" / checkpoint_place(settings)
+    if settings.target == TRTLLM_ENGINE:
+        return _engine_checkpoint(step, tokenizer, generation, version)
+    exported = _checkpoint(step, tokenizer, generation, version / CHECKPOINT)
     _adapters(settings, version / "adapters")
     return exported
 
 
-def _openvino(step: Step, model: Any, tokenizer: Any) -> Exported:
-    from pipeline.stages.export import openvino
+def _openvino(step: Step, tokenizer: Any) -> Exported:
+    import torch
+
+    from pipeline.stages.export import bundle, openvino
 
     settings = step.section(schema.Export)
     version = step.output / "repository" / settings.model_name / "1"
-    openvino.convert(model, tokenizer, version / "openvino", settings.weights)
+    kind = torch.bfloat16 if settings.weights == "bf16" else torch.float32
+    openvino.convert(bundle.load(step, kind), tokenizer, version / "openvino", settings.weights)
     # The defaults of requests, the same bytes as the bundle's.
     shutil.copyfile(
         step.output / "bundle" / "generation_config.json", version / "openvino" / "generation_config.json"
@@ -56,16 +61,16 @@ def _openvino(step: Step, model: Any, tokenizer: Any) -> Exported:
     return Exported(exported, exported.engine, close=exported.close)
 
 
-def _checkpoint(step: Step, model: Any, tokenizer: Any, generation: dict[str, Any], folder: Path) -> Exported:
+def _checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], folder: Path) -> Exported:
     """A Hugging Face folder in bf16, or as Model Optimizer quantises it, and the model that its bytes mean."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from pipeline.stages.export import quantise, quantised
+    from pipeline.stages.export import bundle, quantise, quantised
 
     settings = step.section(schema.Export)
-    half = model.to(torch.bfloat16)
-    if not PRECISIONS[settings.weights].modelopt and settings.kv_cache == "auto":
+    half = bundle.load(step, torch.bfloat16)
+    if not PRECISIONS[settings.weights].modelopt:
         half.save_pretrained(folder)
         quantise.finish(tokenizer, folder, generation)
         back = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
@@ -84,15 +89,55 @@ def _checkpoint(step: Step, model: Any, tokenizer: Any, generation: dict[str, An
     return Exported(Reference(back, ends, generation["pad_token_id"]), figures=figures)
 
 
+def _engine_checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], version: Path) -> Exported:
+    """TensorRT-LLM's own checkpoint, a file for each rank, and the Llama that all ranks together are.
+
+    In bf16 every weight must come back bit for bit; quantised ones are what their codes say (inputs are not rounded here).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.stages.export import bundle, engine_checkpoint, quantise
+
+    settings = step.section(schema.Export)
+    half = bundle.load(step, torch.bfloat16)
+    quantised = bool(PRECISIONS[settings.weights].modelopt)
+    whole = {} if quantised else {name: tensor.clone() for name, tensor in half.state_dict().items()}
+    figures: dict[str, Any] = {"ranks": settings.serving.tensor}
+    if quantised:
+        samples = quantise.calibration(step, tokenizer)
+        half = quantise.quantise(half, settings.weights, settings.kv_cache, samples, step)
+        figures["calibration"] = {"samples": len(samples), "tokens": sum(map(len, samples))}
+    engine_checkpoint.write(half, version / CHECKPOINT, settings.serving.tensor)
+    config = half.config
+    del half
+    weights = engine_checkpoint.rebuild(version / CHECKPOINT)
+    faults = [
+        f"{name} is not what it was when all ranks are put together"
+        for name, tensor in whole.items()
+        if name in weights and not torch.equal(weights[name], tensor)
+    ]
+    figures["weights_rebuilt"] = len(weights)
+    quantise.finish(tokenizer, version / "tokenizer", generation)
+    config.save_pretrained(version / "tokenizer")
+    back = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    tied = ["lm_head.weight"] if config.tie_word_embeddings else []
+    kept = {name: tensor.float() for name, tensor in weights.items() if name not in tied}
+    missing, unexpected = back.load_state_dict(kept, strict=False)
+    lacking = [name for name in missing if name not in tied]
+    if lacking or unexpected:
+        faults.append(f"the checkpoint lacks {lacking[:3]} and has {unexpected[:3]} besides")
+    back.tie_weights()
+    return Exported(
+        Reference(back, generation["eos_token_id"], generation["pad_token_id"]),
+        figures=figures,
+        faults=faults,
+    )
+
+
 def _adapters(settings: schema.Export, folder: Path) -> None:
-    """Copies of the adapters' folders, safetensors only."""
+    """Copies of the adapters' folders, safetensors only; the controller has looked whether they are there."""
     for name, source in settings.adapters.items():
-        path = Path(str(source))
-        if not (path / "adapter_config.json").is_file() or not (path / "adapter_model.safetensors").is_file():
-            raise InputError(
-                f"export.adapters.{name}: {path} has no adapter_config.json and adapter_model.safetensors"
-            )
-        target = folder / name
-        target.mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
         for file in ("adapter_config.json", "adapter_model.safetensors"):
-            shutil.copyfile(path / file, target / file)
+            shutil.copyfile(Path(str(source)) / file, folder / name / file)

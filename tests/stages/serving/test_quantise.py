@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def checkpoints(model: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
     found = {}
     for weights, cache in FORMATS:
         folder = tmp_path_factory.mktemp(f"{weights}-{cache}")
-        done = quantise.quantise(model, weights, cache, SAMPLES, step(folder / "work"))
+        done = quantise.quantise(copy.deepcopy(model), weights, cache, SAMPLES, step(folder / "work"))
         quantise.write(done, Silent(), folder / "checkpoint", {"eos_token_id": [3]})
         found[weights, cache] = folder / "checkpoint"
     return found

@@ -125,7 +125,7 @@ class LLM:
             found = self._model(ids, past_key_values=past, use_cache=True)
             past, logits = found.past_key_values, found.logits[0, -1]
             logs = torch.log_softmax(logits, -1)
-            if len(tokens) < (chosen.min_tokens or 0) or chosen.ignore_eos:
+            if len(tokens) < (chosen.min_tokens or 0):
                 logits[[end for end in ends if end is not None]] = -torch.inf
             if chosen.top_k:
                 logits[logits < logits.topk(chosen.top_k).values[-1]] = -torch.inf
@@ -137,7 +137,7 @@ class LLM:
             tokens.append(token)
             logprobs.append(float(logs[token]))
             reason = None
-            if token in ends:
+            if token in ends and not chosen.ignore_eos:
                 reason = "stop"
             elif len(tokens) >= chosen.max_tokens:
                 reason = "length"

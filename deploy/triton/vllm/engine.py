@@ -1,0 +1,122 @@
+"""Many requests at once through Triton's vLLM backend, which is a model of its own beside this one.
+
+Batching, paging, parallelism and adapters are vLLM's; here is the way from a request of the contract to that model's
+inputs, and from its answers to pieces.  https://github.com/triton-inference-server/vllm_backend
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
+from beside import array, ask, text
+from hugging_face import HuggingFaceTokenizer
+from parameters import Parameters, RequestError
+from prompts import Limits, prepare
+from sampling import Sampling
+
+REASONS = {"stop": STOP, "length": LENGTH}
+OUTPUTS = ["text_output", "finish_reason", "num_input_tokens", "num_output_tokens"]
+ASKED = ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
+EXAMPLE = [{"role": "user", "content": "What is this?"}]
+
+
+class Engine:
+    """``backend`` is the name of vLLM's model, ``checkpoint`` its Hugging Face folder.
+
+    ``adapters`` are the names that a request may choose, ``most`` how many requests are answered at once.
+    """
+
+    def __init__(
+        self, backend: str, checkpoint: Path, adapters: list[str], *, max_new_tokens: int, most: int
+    ) -> None:
+        self.tokenizer = HuggingFaceTokenizer(checkpoint)
+        self.limits = Limits.read(checkpoint, max_new_tokens)
+        self._backend, self._adapters = backend, adapters
+        self._closed = ""
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="vllm")
+        rendered = self.tokenizer.render(EXAMPLE)
+        self.tokenizer.as_text(self.tokenizer.encode(rendered), rendered)  # it says so now where that fails
+
+    def submit(self, request: Parameters, receiver: Receiver) -> None:
+        """Queue a request.  Raises :class:`RequestError` when it cannot be served."""
+        if request.lora is not None and request.lora not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise RequestError(f"lora is {request.lora!r}; the adapters here are: {known}")
+        ids, sampling = prepare(self.tokenizer, self.limits, request)
+        if self._closed:
+            raise RequestError(self._closed)
+        rendered = request.prompt if request.prompt is not None else self.tokenizer.render(request.messages)
+        inputs = asked(self.tokenizer.as_text(ids, rendered), sampling, request.lora)
+        self._pool.submit(self._answer, inputs, sampling, receiver)
+
+    def close(self) -> None:
+        """Stop taking requests; those under way are answered."""
+        self._closed = "the server is shutting down"
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _answer(self, inputs: list[Any], sampling: Sampling, receiver: Receiver) -> None:
+        counted = 0
+        try:
+            names = [*OUTPUTS, "logprobs"] if sampling.logprobs else OUTPUTS
+            for outputs in ask(self._backend, inputs, names):
+                counted += int(sum(outputs["num_output_tokens"]))
+                reason = outputs["finish_reason"][0].decode()
+                piece = Piece(
+                    text=outputs["text_output"][0].decode("utf-8"),
+                    prompt_tokens=int(outputs["num_input_tokens"].reshape(-1)[0]),
+                    completion_tokens=counted,
+                    finish_reason=REASONS.get(reason, ""),
+                )
+                if sampling.logprobs:
+                    piece.logprobs = chosen(json.loads(outputs["logprobs"][0]))
+                if reason not in ("None", *REASONS):
+                    piece.error = f"generation ended: {reason}"
+                if not receiver(piece) or piece.last:
+                    return
+            receiver(Piece(error="the engine ended the answer without a reason"))
+        except Exception as error:  # whatever it is, its client must hear of it
+            receiver(Piece(error=f"the model failed: {error}"))
+
+
+def asked(prompt: str, sampling: Sampling, lora: str | None) -> list[Any]:
+    """The inputs of vLLM's model; nothing of the sampling is left to defaults of its own."""
+    values: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "min_tokens": sampling.min_tokens,
+        "temperature": 0.0 if sampling.greedy else sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "ignore_eos": sampling.ignore_end,
+        "stop": list(sampling.stop_words),
+        "stop_token_ids": list(sampling.end_tokens),
+    }
+    if sampling.seed is not None:
+        values["seed"] = sampling.seed
+    if sampling.logprobs:
+        values["logprobs"] = 0
+    if lora is not None:
+        values["lora_name"] = lora
+    flags = dict.fromkeys(ASKED, True) | {"stream": True, "exclude_input_in_output": True}
+    if sampling.logprobs:
+        flags["return_logprobs"] = True
+    return [
+        text("text_input", prompt),
+        text("sampling_parameters", json.dumps(values)),
+        *(array(name, [value], bool) for name, value in flags.items()),
+    ]
+
+
+def chosen(said: list[dict[str, Any]] | None) -> list[TokenLogprob]:
+    """The chosen token of each position: vLLM puts it first among the candidates."""
+    found = []
+    for candidates in said or []:
+        entry = next(iter(candidates.values()))
+        found.append(TokenLogprob(entry["decoded_token"] or "", float(entry["logprob"])))
+    return found
