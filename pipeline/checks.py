@@ -13,7 +13,7 @@ from pipeline import attributes, curation, schema
 from pipeline.launch.checks import site_faults
 from pipeline.schema import Optimisation
 from pipeline.schema.training import LOSS_SETTINGS
-from pipeline.serving.repository import argument_faults
+from pipeline.serving.repository import argument_faults, owned
 from pipeline.serving.targets import PRECISIONS, TARGETS, TRTLLM, TRTLLM_ENGINE, precision_fault, width_fault
 
 # Values that the engines nemo and aligner can do something with.
@@ -110,9 +110,16 @@ def _export(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
         yield "export.serving.arguments", "trust_remote_code would run code of the checkpoint; it stays off"
     if export.target == TRTLLM_ENGINE and export.serving.pipeline > 1:
         yield "export.serving.pipeline", f"{TRTLLM_ENGINE} is cut over tensors only"
+    if export.kv_cache == "fp8" and export.target == TRTLLM_ENGINE:
+        yield "export.kv_cache", f"is not measured on {TRTLLM_ENGINE}, and so not written for it"
     heads, tensor = recipe.model.heads, export.serving.tensor
-    if heads % tensor:
+    if recipe.model.base is None and heads % tensor:
         yield "export.serving.tensor", f"{tensor} does not divide model.heads = {heads}"
+    for key in sorted(owned(export, recipe.model.context) & set(export.serving.arguments)):
+        yield (
+            "export.serving.arguments",
+            f"{key} is what export.serving's own settings say, or the contract rests on",
+        )
     yield from argument_faults(export, recipe.model.context)
 
 

@@ -51,7 +51,12 @@ class Serving:
 
     tensor: int = setting(1, "GPUs that a layer is cut over", ge=1)
     pipeline: int = setting(1, "groups of layers, each on GPUs of its own", ge=1)
-    kv_cache_fraction: float = setting(0.9, "share of the free GPU memory for keys and values", gt=0, le=1)
+    kv_cache_fraction: float = setting(
+        0.9,
+        "share of the free GPU memory for keys and values (vllm: of all memory, for everything)",
+        gt=0,
+        le=1,
+    )
     kv_cache_reuse: bool = setting(
         True, "keep the keys and values of a prompt's beginning for the next request"
     )

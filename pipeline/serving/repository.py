@@ -1,7 +1,6 @@
 """The Triton model repository of an export, as far as it is text: written from settings alone.
 
-Everything but weights and tokenizer is here, so that the repository of a model that nobody has yet can be
-looked at and checked (``--dry-run``) on any machine::
+Everything but weights and tokenizer is here, so that it can be written and checked on any machine::
 
     <model_name>/config.pbtxt        one client contract on every target (``deploy/triton/config.pbtxt``)
     <model_name>/1/*.py              the contract's Python and the target's engine (``deploy/triton/``)
@@ -16,6 +15,7 @@ from __future__ import annotations
 
 import json
 import string
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,16 @@ NEEDED_BY = {
 MOUNT = "/models"  # where the containers see the repository: vLLM's arguments need whole paths
 CHECKPOINT = "checkpoint"  # the Hugging Face folder inside a version
 CANCEL_CHECK_MS = 100
+# TensorRT-LLM's names of the layers that an adapter of a Llama may change; two adapters or more need them told.
+LORA_MODULES = ("attn_q", "attn_k", "attn_v", "attn_dense", "mlp_h_to_4h", "mlp_gate", "mlp_4h_to_h")
 
 
 def files(export: schema.Export, identity: str, context: int) -> dict[str, str]:
     """The repository's text files by path; ``context`` is the model's, in tokens."""
     name = export.model_name
     found = {f"{name}/1/{path}": text for path, text in code(export.target).items()}
-    parameters = {"max_new_tokens": str(export.max_new_tokens)}
+    length = min(context, export.serving.max_length or context)
+    parameters = {"max_new_tokens": str(export.max_new_tokens), "context": str(length)}
     if export.target == targets.CPU_OPENVINO:
         parameters["kv_cache_gb"] = str(export.kv_cache_gb)
     elif export.target == targets.TRTLLM_ENGINE:
@@ -102,8 +105,29 @@ def llm_arguments(export: schema.Export, context: int) -> dict[str, Any]:
         found["speculative_config"] = dict(serving.speculative)
     if export.adapters:
         found["enable_lora"] = True
-        found["lora_config"] = {"max_lora_rank": serving.max_lora_rank, "max_loras": len(export.adapters)}
-    return found | serving.arguments
+        found["lora_config"] = {
+            "max_lora_rank": serving.max_lora_rank,
+            "max_loras": len(export.adapters),
+            "lora_target_modules": list(LORA_MODULES),
+        }
+    return merged(found, serving.arguments)
+
+
+def merged(given: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """``own`` laid over ``given``, mapping by mapping."""
+    found = dict(given)
+    for key, value in own.items():
+        inner = found.get(key)
+        found[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return found
+
+
+def owned(export: schema.Export, context: int) -> set[str]:
+    """Arguments of the engine that have settings of their own, or that the contract rests on."""
+    plain = replace(export, serving=replace(export.serving, arguments={}))
+    written = vllm_arguments if export.target == targets.VLLM else llm_arguments
+    known = written(plain, context) if export.target in (targets.VLLM, targets.TRTLLM) else {}
+    return {"model", "tokenizer", *(key for key, value in known.items() if not isinstance(value, dict))}
 
 
 def model_yaml(export: schema.Export, context: int) -> str:
@@ -145,7 +169,7 @@ def vllm_arguments(export: schema.Export, context: int) -> dict[str, Any]:
             "max_loras": len(export.adapters),
             "max_lora_rank": serving.max_lora_rank,
         }
-    return found | serving.arguments
+    return merged(found, serving.arguments)
 
 
 def vllm(export: schema.Export, context: int) -> dict[str, str]:

@@ -250,6 +250,39 @@ def test_an_answer_may_be_made_longer(deployed: Served) -> None:
     assert 30 <= answer["completion_tokens"] <= 40
 
 
+def test_an_end_token_ends_the_answer_unless_it_is_ignored(deployed: Served) -> None:
+    ended = 0
+    for seed in range(12):
+        body = {"text_input": QUESTION, "temperature": 2.0, "seed": seed}
+        answer = ask(deployed, max_tokens=150, **body)
+        assert "error" not in answer, answer
+        if answer["finish_reason"] == "length":
+            assert answer["completion_tokens"] == 150
+            continue
+        ended += 1
+        assert answer["finish_reason"] == "stop"
+        # Engines differ in whether the end token counts; nobody shows it.
+        counted = answer["completion_tokens"]
+        assert counted <= 150
+        assert "<|" not in answer["text_output"]
+        assert ask(deployed, max_tokens=150, ignore_end=True, **body)["completion_tokens"] == 150
+        more = min(150, counted + 3)
+        assert ask(deployed, max_tokens=150, min_tokens=more, **body)["completion_tokens"] >= more
+        streamed = list(
+            events(
+                deployed.address,
+                deployed.model_name,
+                text=QUESTION,
+                temperature=2.0,
+                seed=seed,
+                max_tokens=150,
+            )
+        )
+        assert "".join(event["text_output"] for event in streamed) == answer["text_output"]
+        assert streamed[-1]["finish_reason"] == "stop"
+    assert ended >= 2
+
+
 def test_a_request_can_be_cancelled_by_its_id(deployed: Served) -> None:
     def stream(**body: Any) -> Any:
         return events(

@@ -134,6 +134,12 @@ def test_the_repository_of_trtllm_is_whole_and_has_the_contract() -> None:
     for name in ("model.py", "parameters.py", "sampling.py", "text_stream.py"):
         assert files[f"m/1/{name}"] == own[f"m/1/{name}"]
     content = yaml.safe_load(files["m/1/model.yaml"])
+    serving = schema.Serving(arguments={"kv_cache_config": {"tokens_per_block": 64}}, max_length=1024)
+    more = repository.files(export(target="trtllm", model_name="m", serving=serving), "f" * 64, 8192)
+    cache = yaml.safe_load(more["m/1/model.yaml"])["kv_cache_config"]
+    assert cache == {"free_gpu_memory_fraction": 0.9, "enable_block_reuse": True, "tokens_per_block": 64}
+    # The contract refuses what the engine would not take.
+    assert 'key: "context" value { string_value: "1024" }' in more["m/config.pbtxt"]
     assert content["model"] == "checkpoint"
     assert content["triton_config"]["decoupled"] is True
     assert content["max_seq_len"] == 8192
@@ -165,6 +171,15 @@ def test_the_repository_of_trtllm_is_whole_and_has_the_contract() -> None:
         ),
         ("export.target=trtllm export.serving.arguments.trust_remote_code=true", "it stays off"),
         ("export.target=trtllm export.serving.arguments.max_batch=1", "has no 'max_batch'"),
+        (
+            "export.target=trtllm export.serving.arguments.max_batch_size=1",
+            "max_batch_size is what export.serving's own",
+        ),
+        ("export.target=vllm export.serving.arguments.model=/x", "model is what export.serving's own"),
+        (
+            "export.target=trtllm-engine export.kv_cache=fp8 export.weights=fp8",
+            "is not measured on trtllm-engine",
+        ),
         ("export.target=trtllm export.serving.tensor=4", "4 does not divide model.heads"),
         ("export.tolerance.greedy=1", "what can be tolerated: different"),
         ("export.tolerance.kl=-1", "not a number of 0 or more"),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -44,6 +45,16 @@ class Piece:
 
 # Takes a piece; returns False when nobody wants the rest of the answer.
 Receiver = Callable[[Piece], bool]
+
+
+def told(receiver: Receiver, why: Callable[[], str]) -> Callable[[Future[None]], None]:
+    """For a future's end: whoever waits for an answer that was given up before it began hears of it."""
+
+    def ended(answer: Future[None]) -> None:
+        if answer.cancelled():
+            receiver(Piece(error=why()))
+
+    return ended
 
 
 class Engine(Protocol):

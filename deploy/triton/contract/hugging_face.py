@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from parameters import RequestError
 from transformers import AutoTokenizer
 
 
@@ -29,10 +30,12 @@ class HuggingFaceTokenizer:
         """Text that whoever adds special tokens by itself reads as exactly these ids.
 
         A chat template writes the token that begins a text, and so does a tokenizer that is asked to: one of them is
-        too many.  Raises ``ValueError`` where no such text is found.
+        too many.  Raises :class:`RequestError` where no such text is found.
         """
         begin = self._tokenizer.bos_token or ""
         for text in (rendered, rendered.removeprefix(begin)):
             if list(self._tokenizer(text)["input_ids"]) == ids:
                 return text
-        raise ValueError("this tokenizer adds tokens to a text that the chat template does not have")
+        raise RequestError(
+            f"this server adds special tokens to a text: one must begin with {begin!r}, as the chat template's does"
+        )

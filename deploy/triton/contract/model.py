@@ -46,8 +46,10 @@ class TritonPythonModel:
                 except BaseException:
                     self.running.remove(receiver)
                     raise
-            except (RequestError, RuntimeError) as error:
-                send_error(sender, str(error))
+            except RequestError as error:
+                send_error(sender, str(error), asked_wrongly=True)
+            except Exception as error:  # one request's trouble must not be the others'
+                send_error(sender, f"the request failed: {error}")
 
     def finalize(self) -> None:
         self.engine.close()
@@ -95,7 +97,14 @@ class Receiver:
         self.whole = Piece()
 
     def __call__(self, piece: Piece) -> bool:
-        """Send; False when nobody wants the rest."""
+        """Send; False when nobody wants the rest, or sending fails."""
+        try:
+            return self._send(piece)
+        except Exception:  # its own trouble, and not the engine's
+            self.running.remove(self)
+            return False
+
+    def _send(self, piece: Piece) -> bool:
         if piece.error:
             self.running.remove(self)
             send_error(self.sender, piece.error)
@@ -127,6 +136,11 @@ def read_values(request: Any) -> dict[str, Any]:
     Raises :class:`RequestError` for text that is not UTF-8 or a wrong number of values.
     """
     values: dict[str, Any] = dict(json.loads(request.parameters() or "{}"))
+    for name in values:
+        if name in NAMES:
+            raise RequestError(
+                f"{name} is an input of the model, and was given as a parameter of the request"
+            )
     for name in NAMES:
         tensor = triton.get_input_tensor_by_name(request, name)
         if tensor is None:
@@ -164,6 +178,8 @@ def _count(name: str, value: int) -> Any:
     return triton.Tensor(name, numpy.array([value], dtype=numpy.int32))
 
 
-def send_error(sender: Any, text: str) -> None:
-    """End a request with an error that its client can read."""
-    sender.send(triton.InferenceResponse(error=triton.TritonError(text)), flags=FINAL)
+def send_error(sender: Any, text: str, *, asked_wrongly: bool = False) -> None:
+    """End a request with an error that its client can read; whose fault it is becomes the HTTP status."""
+    # Triton adds the class only once this module is loaded.
+    code = triton.TritonError.INVALID_ARG if asked_wrongly else triton.TritonError.INTERNAL
+    sender.send(triton.InferenceResponse(error=triton.TritonError(text, code)), flags=FINAL)

@@ -40,15 +40,15 @@ class Limits:
     defaults: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: Path, max_new_tokens: int) -> Limits:
-        """From ``config.json``, ``generation_config.json`` and ``tokenizer.json``."""
+    def read(cls, folder: Path, max_new_tokens: int, context: int = UNLIMITED) -> Limits:
+        """From ``config.json``, ``generation_config.json`` and ``tokenizer.json``; ``context`` is the engine's."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         defaults = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
         vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
         # A list of (token, score) in Unigram models, a mapping else.
         words = (entry[0] for entry in vocabulary) if isinstance(vocabulary, list) else vocabulary
         return cls(
-            context=int(config.get("max_position_embeddings") or UNLIMITED),
+            context=min(context, int(config.get("max_position_embeddings") or UNLIMITED)),
             max_new_tokens=max_new_tokens,
             longest_token=max(map(len, words)),
             defaults=defaults,

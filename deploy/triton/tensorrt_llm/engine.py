@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from answers import CANCELLED, LENGTH, STOP, Piece, Receiver, TokenLogprob
+from answers import CANCELLED, LENGTH, STOP, Piece, Receiver, TokenLogprob, told
 from hugging_face import HuggingFaceTokenizer
 from parameters import Parameters, RequestError
 from prompts import Limits, prepare
@@ -32,16 +32,22 @@ class Engine:
     """
 
     def __init__(
-        self, checkpoint: Path, arguments: dict[str, Any], adapters: dict[str, Path], *, max_new_tokens: int
+        self,
+        checkpoint: Path,
+        arguments: dict[str, Any],
+        adapters: dict[str, Path],
+        *,
+        max_new_tokens: int,
+        context: int,
     ) -> None:
         self.tokenizer = HuggingFaceTokenizer(checkpoint)
-        self.limits = Limits.read(checkpoint, max_new_tokens)
+        self.limits = Limits.read(checkpoint, max_new_tokens, context)
         self._adapters = {
             name: LoRARequest(name, number, str(folder))
             for number, (name, folder) in enumerate(sorted(adapters.items()), start=1)
         }
         self._llm = LLM(model=str(checkpoint), **arguments)
-        self._closed = ""
+        self._closed, self._lock = "", threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm-api", daemon=True)
         self._thread.start()
@@ -55,13 +61,17 @@ class Engine:
                 raise RequestError(f"lora is {request.lora!r}; the adapters here are: {known}")
             adapter = self._adapters[request.lora]
         ids, sampling = prepare(self.tokenizer, self.limits, request)
-        if self._closed:
-            raise RequestError(self._closed)
-        asyncio.run_coroutine_threadsafe(self._answer(ids, sampling, adapter, receiver), self._loop)
+        with self._lock:
+            if self._closed:
+                raise RequestError(self._closed)
+            work = self._answer(ids, sampling, adapter, receiver)
+            answer = asyncio.run_coroutine_threadsafe(work, self._loop)
+        answer.add_done_callback(told(receiver, lambda: self._closed))
 
     def close(self) -> None:
         """Stop; requests still running are told so."""
-        self._closed = "the server is shutting down"
+        with self._lock:
+            self._closed = "the server is shutting down"
         tasks = asyncio.run_coroutine_threadsafe(self._end(), self._loop)
         tasks.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -76,6 +86,7 @@ class Engine:
 
     async def _answer(self, ids: list[int], sampling: Sampling, adapter: Any, receiver: Receiver) -> None:
         text = TextStream(self.tokenizer.decode, list(sampling.stop_words))
+        ends = set(sampling.end_tokens)
         taken = 0
         output = None
         try:
@@ -88,11 +99,13 @@ class Engine:
                 fresh, logprobs = tokens[taken:], list(answer.logprobs or [])[taken:]
                 taken = len(tokens)
                 piece = Piece(tokens=fresh, prompt_tokens=len(ids), completion_tokens=taken)
-                piece.text = text.add(fresh) if fresh else ""
+                shown = [token for token in fresh if token not in ends]
+                piece.text = text.add(shown) if shown else ""
                 if sampling.logprobs:
+                    # A token that ended the answer may be gone from the tokens and not from these.
                     piece.logprobs = [
                         TokenLogprob(self.tokenizer.decode([token]), chosen(logprob, token))
-                        for token, logprob in zip(fresh, logprobs, strict=True)
+                        for token, logprob in zip(fresh, logprobs[: len(fresh)], strict=True)
                     ]
                 if text.stopped:
                     piece.finish_reason = STOP
@@ -111,13 +124,15 @@ class Engine:
                 output.abort()
             receiver(Piece(error=self._closed))
         except Exception as error:  # whatever it is, its client must hear of it
+            if output is not None:
+                output.abort()
             receiver(Piece(error=f"the model failed: {error}"))
 
 
 def chosen(logprob: Any, token: int) -> float:
     """The chosen token's log-probability, given as a number or as a mapping of candidates."""
     if isinstance(logprob, dict):
-        entry = logprob[token]
+        entry = logprob.get(token) or next(iter(logprob.values()))
         return float(getattr(entry, "logprob", entry))
     return float(logprob)
 
@@ -138,7 +153,7 @@ def configured(sampling: Sampling) -> Any:
         ignore_eos=sampling.ignore_end,
         end_id=sampling.end_tokens[0] if sampling.end_tokens else None,
         stop_token_ids=list(sampling.end_tokens[1:]) or None,
-        logprobs=0 if sampling.logprobs else None,
+        logprobs=1 if sampling.logprobs else None,  # 0 is none
         detokenize=False,
         exclude_input_from_output=True,
     )

@@ -29,4 +29,5 @@ def load(args: dict[str, str]) -> Engine:
         arguments,
         {each.name: each for each in sorted(adapters.iterdir())} if adapters.is_dir() else {},
         max_new_tokens=int(parameters["max_new_tokens"]["string_value"]),
+        context=int(parameters["context"]["string_value"]),
     )

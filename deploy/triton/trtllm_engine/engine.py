@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
+from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob, told
 from beside import array, ask
 from hugging_face import HuggingFaceTokenizer
 from parameters import Parameters, RequestError
@@ -30,9 +30,11 @@ class Engine:
     ``most`` is how many requests are answered at once.
     """
 
-    def __init__(self, backend: str, tokenizer: Path, *, max_new_tokens: int, most: int) -> None:
+    def __init__(
+        self, backend: str, tokenizer: Path, *, max_new_tokens: int, context: int, most: int
+    ) -> None:
         self.tokenizer = HuggingFaceTokenizer(tokenizer)
-        self.limits = Limits.read(tokenizer, max_new_tokens)
+        self.limits = Limits.read(tokenizer, max_new_tokens, context)
         self._backend = backend
         self._closed = ""
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="tensorrt-llm")
@@ -44,7 +46,8 @@ class Engine:
         ids, sampling = prepare(self.tokenizer, self.limits, request)
         if self._closed:
             raise RequestError(self._closed)
-        self._pool.submit(self._answer, ids, sampling, receiver)
+        answer = self._pool.submit(self._answer, ids, sampling, receiver)
+        answer.add_done_callback(told(receiver, lambda: self._closed))
 
     def close(self) -> None:
         """Stop taking requests; those under way are answered."""
@@ -64,8 +67,9 @@ class Engine:
                 shown = [token for token in tokens if token not in ends]
                 piece = Piece(tokens=tokens, prompt_tokens=len(ids), completion_tokens=counted)
                 piece.text = text.add(shown) if shown else ""
-                if sampling.logprobs:
-                    logs = found["output_log_probs"].reshape(-1)[: len(tokens)]
+                if sampling.logprobs and tokens:
+                    # The newest are the last, whether those before them come again or not.
+                    logs = found["output_log_probs"].reshape(-1)[-len(tokens) :]
                     piece.logprobs = [
                         TokenLogprob(self.tokenizer.decode([token]), float(each))
                         for token, each in zip(tokens, logs, strict=True)
@@ -76,11 +80,14 @@ class Engine:
                     piece.finish_reason = LENGTH
                 if piece.finish_reason and not text.stopped:
                     piece.text += text.finish()
-                if not receiver(piece) or piece.last:
-                    if text.stopped or not piece.last:
+                ended = bool(piece.finish_reason) and not text.stopped
+                if not receiver(piece) or ended:
+                    if not ended:
                         self._stop(name)
                     return
-            receiver(Piece(error="the engine ended the answer without a reason"))
+            # The engine keeps the end token to itself: an answer that is over and not too long has met it.
+            last = Piece(text.finish(), finish_reason=STOP, prompt_tokens=len(ids), completion_tokens=counted)
+            receiver(last)
         except Exception as error:  # whatever it is, its client must hear of it
             receiver(Piece(error=f"the model failed: {error}"))
 

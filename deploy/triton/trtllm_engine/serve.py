@@ -16,5 +16,6 @@ def load(args: dict[str, str]) -> Engine:
         backend,
         Path(args["model_repository"]).parent / backend / "1" / "tokenizer",
         max_new_tokens=int(parameters["max_new_tokens"]["string_value"]),
+        context=int(parameters["context"]["string_value"]),
         most=int(parameters["most_requests"]["string_value"]),
     )

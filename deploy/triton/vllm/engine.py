@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
+from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob, told
 from beside import array, ask, text
 from hugging_face import HuggingFaceTokenizer
 from parameters import Parameters, RequestError
@@ -31,10 +31,17 @@ class Engine:
     """
 
     def __init__(
-        self, backend: str, checkpoint: Path, adapters: list[str], *, max_new_tokens: int, most: int
+        self,
+        backend: str,
+        checkpoint: Path,
+        adapters: list[str],
+        *,
+        max_new_tokens: int,
+        context: int,
+        most: int,
     ) -> None:
         self.tokenizer = HuggingFaceTokenizer(checkpoint)
-        self.limits = Limits.read(checkpoint, max_new_tokens)
+        self.limits = Limits.read(checkpoint, max_new_tokens, context)
         self._backend, self._adapters = backend, adapters
         self._closed = ""
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="vllm")
@@ -51,7 +58,8 @@ class Engine:
             raise RequestError(self._closed)
         rendered = request.prompt if request.prompt is not None else self.tokenizer.render(request.messages)
         inputs = asked(self.tokenizer.as_text(ids, rendered), sampling, request.lora)
-        self._pool.submit(self._answer, inputs, sampling, receiver)
+        answer = self._pool.submit(self._answer, inputs, sampling, receiver)
+        answer.add_done_callback(told(receiver, lambda: self._closed))
 
     def close(self) -> None:
         """Stop taking requests; those under way are answered."""
@@ -95,7 +103,8 @@ def asked(prompt: str, sampling: Sampling, lora: str | None) -> list[Any]:
         "frequency_penalty": sampling.frequency_penalty,
         "ignore_eos": sampling.ignore_end,
         "stop": list(sampling.stop_words),
-        "stop_token_ids": list(sampling.end_tokens),
+        # vLLM stops at these even where it is to ignore the tokenizer's own.
+        "stop_token_ids": [] if sampling.ignore_end else list(sampling.end_tokens),
     }
     if sampling.seed is not None:
         values["seed"] = sampling.seed

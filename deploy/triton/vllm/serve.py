@@ -20,5 +20,6 @@ def load(args: dict[str, str]) -> Engine:
         version / "checkpoint",
         sorted(json.loads(adapters.read_text(encoding="utf-8"))) if adapters.is_file() else [],
         max_new_tokens=int(parameters["max_new_tokens"]["string_value"]),
+        context=int(parameters["context"]["string_value"]),
         most=int(arguments["max_num_seqs"]),
     )

@@ -15,18 +15,32 @@ from pathlib import Path
 from pipeline import schema
 from pipeline.serving import server
 from pipeline.stages.deploy import ports, triton
-from pipeline.stages.step import Step, write_json
+from pipeline.stages.step import InputError, Step, write_json
+
+# Containers that have the engine of a target, with the newest release that it was written for.
+IMAGES = {
+    "trtllm": "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3, TensorRT-LLM 1.2.1",
+    "trtllm-engine": "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3, TensorRT-LLM 1.2.1",
+    "vllm": "nvcr.io/nvidia/tritonserver:26.07-vllm-python-py3, vLLM 0.24.0",
+}
 
 
 def run(step: Step) -> None:
     """Run the deploy stage.
 
-    Raises :class:`pipeline.stages.step.InputError` for a taken port, ``RuntimeError`` with
-    the end of the log for a server that does not come to answer.
+    Raises :class:`pipeline.stages.step.InputError` for a taken port and for a repository that needs an engine that is
+    not here, ``RuntimeError`` with the end of the log for a server that does not come to answer.
     """
     settings = step.section(schema.Deploy)
     path = Path(step.extra["server_record"])
     export = json.loads((step.inputs["export"] / "export.json").read_text(encoding="utf-8"))
+    lacking = triton.lacking(step.inputs["export"] / "repository")
+    if lacking is not None:
+        image = IMAGES.get(export["target"], "a container that has it")
+        raise InputError(
+            f"the export is for {export['target']}, and this machine's Triton has no {lacking}: serve its repository "
+            f"with NVIDIA GPUs in {image}; for a server here, export.target=cpu-openvino"
+        )
     previous = server.read(path)
     ports.check_distinct(settings)
     stray = server.stop_strays(path.parent / "server", previous)

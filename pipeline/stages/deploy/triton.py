@@ -26,6 +26,7 @@ from pipeline.stages.step import Step
 
 EXIT_TIMEOUT_S = 3  # how long a stopping server waits for answers under way
 ERROR_LINE = re.compile(r"E\d{4} ")  # Triton's log: severity, month and day
+BACKEND = re.compile(r'^backend: "(\w+)"', re.MULTILINE)
 LOG_LINES = 15  # shown when the server does not start
 PROBE_TIMEOUT_S = 10.0
 
@@ -129,6 +130,20 @@ def installation() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("nvidia-pytriton is not installed here; `make env-serving` installs it")
     return Path(spec.submodule_search_locations[0]) / "tritonserver"
+
+
+def lacking(repository: Path) -> str | None:
+    """The backend or package that a repository's models need and this machine's Triton does not have."""
+    for config in sorted(repository.glob("*/config.pbtxt")):
+        found = BACKEND.search(config.read_text(encoding="utf-8"))
+        if found and not (installation() / "backends" / found[1]).is_dir():
+            return f"{found[1]} backend"
+        version = config.parent / "1"
+        # TensorRT-LLM's LLM API is a Python package; the model may bring it along.
+        needs = (version / "model.yaml").is_file() and not (version / "tensorrt_llm").is_dir()
+        if needs and find_spec("tensorrt_llm") is None:
+            return "tensorrt_llm package"
+    return None
 
 
 def link_backend(wheel: Path, folder: Path) -> Path:

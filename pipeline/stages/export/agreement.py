@@ -58,6 +58,7 @@ class LogitsSum:
         """Both (positions, vocabulary)."""
         if got.shape != wanted.shape:
             raise ValueError(f"logits of shapes {got.shape} and {wanted.shape}")
+        _require_finite(got)
         ours, theirs = _centred(got), _centred(wanted)
         difference = np.abs(ours - theirs)
         self._positions += len(ours)
@@ -74,6 +75,11 @@ class LogitsSum:
         )
 
 
+def _require_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise RuntimeError("a model's logits are not finite numbers")
+
+
 def _centred(values: np.ndarray) -> np.ndarray:
     wide = values.astype(np.float64)
     return np.asarray(wide - wide.mean(-1, keepdims=True))
@@ -86,6 +92,7 @@ def _log_softmax(values: np.ndarray) -> np.ndarray:
 
 def log_likelihood(logits: np.ndarray, tokens: list[int]) -> float:
     """The sum of the log-probabilities of ``tokens[1:]``; ``logits`` (tokens, vocabulary), in nats."""
+    _require_finite(logits)
     logs = _log_softmax(logits[:-1].astype(np.float64))
     return float(logs[np.arange(len(tokens) - 1), tokens[1:]].sum())
 

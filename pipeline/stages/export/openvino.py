@@ -7,21 +7,18 @@ by ``nncf.compress_weights``.  Arithmetic is fp32 whatever the weights.
 
 from __future__ import annotations
 
-import importlib
 import logging
-import sys
 import threading
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from pipeline.stages.export.served import served_module
 from pipeline.stages.step import InputError
 
 GROUP = 64  # inputs that share an int4 scale; layers of another width get one scale an output
-LOADED = ("engine", "answers", "parameters", "prompts", "sampling", "text_stream")
 
 
 def convert(model: Any, tokenizer: Any, folder: Path, weights: str) -> None:
@@ -81,7 +78,7 @@ class Exported:
     """The exported model at work: answers by the server's own engine, logits by OpenVINO's runtime."""
 
     def __init__(self, version: Path, *, kv_cache_gb: int, threads: int) -> None:
-        module = _load_engine(version)
+        module = served_module(version, "engine")
         self.folder = version / "openvino"
         self.engine = module.Engine(self.folder, kv_cache_gb=kv_cache_gb, threads=threads, max_new_tokens=1)
         self._sampling = module.Sampling
@@ -136,17 +133,3 @@ class Exported:
         }
         found = self._request.infer({name: value for name, value in values.items() if name in self._names})
         return np.array(found["logits"][0])
-
-
-def _load_engine(folder: Path) -> ModuleType:
-    """The module of the exported engine, imported from the repository as the server does."""
-    written = sys.dont_write_bytecode
-    sys.dont_write_bytecode = True  # the repository is published as it is
-    sys.path.insert(0, str(folder))
-    try:
-        for name in LOADED:
-            sys.modules.pop(name, None)
-        return importlib.import_module("engine")
-    finally:
-        sys.path.remove(str(folder))
-        sys.dont_write_bytecode = written

@@ -13,6 +13,7 @@ from pipeline.serving.repository import CHECKPOINT, checkpoint_place
 from pipeline.serving.targets import CPU_OPENVINO, PRECISIONS, TRTLLM_ENGINE
 from pipeline.stages.export.parity import AtWork
 from pipeline.stages.export.reference import Reference
+from pipeline.stages.export.served import served_module
 from pipeline.stages.step import Step
 
 
@@ -85,8 +86,8 @@ def _checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], folder: 
             "quantisation": said["quantization"],
             "calibration": {"samples": len(samples), "tokens": sum(map(len, samples))},
         }
-    ends = generation["eos_token_id"]
-    return Exported(Reference(back, ends, generation["pad_token_id"]), figures=figures)
+    reference = Reference(back, generation["eos_token_id"], generation["pad_token_id"])
+    return Exported(reference, _served_tokenizer(step, folder), figures)
 
 
 def _engine_checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], version: Path) -> Exported:
@@ -102,7 +103,7 @@ def _engine_checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], v
     settings = step.section(schema.Export)
     half = bundle.load(step, torch.bfloat16)
     quantised = bool(PRECISIONS[settings.weights].modelopt)
-    whole = {} if quantised else {name: tensor.clone() for name, tensor in half.state_dict().items()}
+    whole = {} if quantised else {name: tensor.cpu().clone() for name, tensor in half.state_dict().items()}
     figures: dict[str, Any] = {"ranks": settings.serving.tensor}
     if quantised:
         samples = quantise.calibration(step, tokenizer)
@@ -128,11 +129,14 @@ def _engine_checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], v
     if lacking or unexpected:
         faults.append(f"the checkpoint lacks {lacking[:3]} and has {unexpected[:3]} besides")
     back.tie_weights()
-    return Exported(
-        Reference(back, generation["eos_token_id"], generation["pad_token_id"]),
-        figures=figures,
-        faults=faults,
-    )
+    reference = Reference(back, generation["eos_token_id"], generation["pad_token_id"])
+    return Exported(reference, _served_tokenizer(step, version / "tokenizer"), figures, faults)
+
+
+def _served_tokenizer(step: Step, folder: Path) -> Any:
+    """What renders the chat template on the server, over the files that it will read."""
+    front = step.output / "repository" / step.section(schema.Export).model_name / "1"
+    return served_module(front, "hugging_face").HuggingFaceTokenizer(folder)
 
 
 def _adapters(settings: schema.Export, folder: Path) -> None:

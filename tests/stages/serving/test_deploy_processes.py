@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -75,6 +77,29 @@ def test_stop_leaves_nothing_and_a_redeploy_replaces(
     assert not list(Path("/dev/shm").glob(f"{second.shm_prefix}*"))
     assert "already gone" in server.stop(second)
     assert server.probe(deployed, 10).ok  # the other one was left alone
+
+
+@pytest.mark.parametrize("needs", ["tensorrt_llm package", "vllm backend"])
+def test_what_only_gpus_can_serve_is_refused_and_the_running_server_kept(
+    needs: str, deployment: Deployment, tmp_path: Path
+) -> None:
+    assert deployment.run()[0] == 0
+    export = shutil.copytree(deployment.exported, tmp_path / "export")
+    model = export / "repository" / "assistant"
+    target = "vllm" if "vllm" in needs else "trtllm"
+    if target == "vllm":
+        config = model / "config.pbtxt"
+        config.write_text(config.read_text().replace('backend: "python"', 'backend: "vllm"'))
+    else:
+        (model / "1" / "model.yaml").write_text("model: checkpoint\n")
+    made = json.loads((export / "export.json").read_text())
+    (export / "export.json").write_text(json.dumps({**made, "target": target}))
+    running, deployment.exported = deployment.record(), export
+    status, told = deployment.run()
+    assert status == 2
+    assert f"the export is for {target}, and this machine's Triton has no {needs}" in told
+    assert f"26.07-{target}-python-py3" in told
+    assert server.probe(running, 10).ok
 
 
 def test_a_killed_server_is_replaced(deployment: Deployment) -> None:

@@ -24,6 +24,8 @@ def test_greedy_tokens_equal_hugging_face(exported: Path) -> None:
     assert result["equal"] + result["excused"] == PROMPTS
     assert result["excused"] <= 2
     assert result["template_equal"] == PROMPTS
+    assert result["perplexity"]["documents"] == 6
+    assert result["perplexity"]["after"] == pytest.approx(result["perplexity"]["before"], rel=1e-4)
 
 
 def test_bundle_loads_and_ends_where_the_model_ends(exported: Path, inputs: dict[str, Path]) -> None:

@@ -39,7 +39,7 @@ class SamplingParams:
 class CompletionOutput:
     def __init__(self) -> None:
         self.token_ids: list[int] = []
-        self.logprobs: list[float] = []
+        self.logprobs: list[Any] = []
         self.finish_reason: str | None = None
 
 
@@ -51,7 +51,7 @@ class RequestOutput:
         self.outputs = [CompletionOutput()]
         self.streaming = streaming
         self.stopped = False
-        self.pieces: queue.Queue[tuple[list[int], list[float], str | None]] = queue.Queue()
+        self.pieces: queue.Queue[tuple[list[int], list[Any], str | None]] = queue.Queue()
 
     def abort(self) -> None:
         self.stopped = True
@@ -143,9 +143,12 @@ class LLM:
                 reason = "length"
             elif output.stopped:
                 reason = "cancelled"
-            # An end token is not part of the answer that TensorRT-LLM hands out.
-            shown = tokens[:-1] if reason == "stop" else tokens
-            output.pieces.put((list(shown), logprobs[: len(shown)], reason))
+            # What ends an answer by stop_token_ids is taken out of the tokens, and not out of the log-probabilities.
+            shown = tokens[:-1] if reason == "stop" and token != chosen.end_id else tokens
+            said = (
+                [{place: one} for place, one in zip(tokens, logprobs, strict=True)] if chosen.logprobs else []
+            )
+            output.pieces.put((list(shown), said, reason))
             if reason is not None:
                 return
             ids = torch.tensor([[token]])

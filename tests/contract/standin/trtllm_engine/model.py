@@ -53,7 +53,7 @@ class TritonPythonModel:
             assert places.tolist() == list(range(1, len(words) + 1)), places
             ends |= set(words.tolist())
         generator = torch.Generator().manual_seed(int(chosen.get("seed", 0)))
-        ids, past, counted = torch.tensor([prompt]), None, 0
+        ids, past, counted, cumulative = torch.tensor([prompt]), None, 0, []
         while True:
             found = self.model(ids, past_key_values=past, use_cache=True)
             past, logits = found.past_key_values, found.logits[0, -1]
@@ -64,12 +64,16 @@ class TritonPythonModel:
                 logits[logits < logits.topk(int(chosen["runtime_top_k"])).values[-1]] = -torch.inf
             shares = torch.softmax(logits / float(chosen["temperature"]), -1)
             token = int(torch.multinomial(shares, 1, generator=generator))
+            if token in ends:  # which the engine keeps to itself
+                sender.send(flags=FINAL)
+                return
             counted += 1
-            last = token in ends or counted >= chosen["request_output_len"] or self.running[name].is_set()
+            cumulative.append(float(logs[token]))
+            last = counted >= chosen["request_output_len"] or self.running[name].is_set()
             outputs = [
                 triton.Tensor("output_ids", numpy.array([[[token]]], dtype=numpy.int32)),
                 triton.Tensor("sequence_length", numpy.array([[1]], dtype=numpy.int32)),
-                triton.Tensor("output_log_probs", numpy.array([[[float(logs[token])]]], dtype=numpy.float32)),
+                triton.Tensor("output_log_probs", numpy.array([[cumulative]], dtype=numpy.float32)),
             ]
             sender.send(triton.InferenceResponse(outputs), flags=FINAL if last else 0)
             if last:

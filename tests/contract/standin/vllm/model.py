@@ -69,7 +69,7 @@ class TritonPythonModel:
             else:
                 token = int(logits.argmax())
             tokens.append(token)
-            if token in chosen["stop_token_ids"] and not chosen["ignore_eos"]:
+            if token in chosen["stop_token_ids"]:
                 reason = "stop"
             elif len(tokens) >= chosen["max_tokens"]:
                 reason = "length"
