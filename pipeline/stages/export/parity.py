@@ -30,19 +30,21 @@ from pipeline.stages.step import Step
 
 EXAMPLES = 5
 
-# What a precision may cost.  Rounding of 8 bits and more is small at any size; 4 bits hurt small models
-# most, so that these are wide enough for a model of two million parameters and far from a broken scale, which
-# agrees on nothing.
+# What a precision may cost: some times what was measured on llama-tiny's aligned model (README, "Serving"), of two
+# million parameters, which rounding hurts more than it hurts a large one.  Not measured there are int8-sq, nvfp4 and the two
+# AWQ formats (whose groups of 128 its width does not hold): they have the limits of their kin.
+EIGHT = Tolerance(different=0.4, top1_agreement=0.94, kl=0.008, perplexity=0.02)
+FOUR = Tolerance(different=0.8, top1_agreement=0.85, kl=0.03, perplexity=0.05)
 TOLERANCES = {
     "fp32": Tolerance(different=0.0, top1_agreement=0.999, kl=1e-6, perplexity=1e-4),
-    "bf16": Tolerance(different=0.25, top1_agreement=0.97, kl=0.002, perplexity=0.005),
-    "int8": Tolerance(different=0.4, top1_agreement=0.95, kl=0.005, perplexity=0.01),
-    "fp8": Tolerance(different=0.6, top1_agreement=0.90, kl=0.02, perplexity=0.03),
-    "int8-sq": Tolerance(different=0.6, top1_agreement=0.90, kl=0.02, perplexity=0.03),
-    "int4": Tolerance(different=1.0, top1_agreement=0.75, kl=0.15, perplexity=0.15),
-    "int4-awq": Tolerance(different=1.0, top1_agreement=0.75, kl=0.15, perplexity=0.15),
-    "w4a8-awq": Tolerance(different=1.0, top1_agreement=0.75, kl=0.15, perplexity=0.15),
-    "nvfp4": Tolerance(different=1.0, top1_agreement=0.70, kl=0.20, perplexity=0.20),
+    "bf16": Tolerance(different=0.1, top1_agreement=0.99, kl=1e-4, perplexity=0.005),
+    "int8": Tolerance(different=0.25, top1_agreement=0.97, kl=0.001, perplexity=0.01),
+    "fp8": EIGHT,
+    "int8-sq": EIGHT,
+    "int4": FOUR,
+    "int4-awq": FOUR,
+    "w4a8-awq": FOUR,
+    "nvfp4": FOUR,
 }
 
 

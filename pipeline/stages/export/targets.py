@@ -80,7 +80,7 @@ def _checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], folder: 
         samples = quantise.calibration(step, tokenizer)
         done = quantise.quantise(half, settings.weights, settings.kv_cache, samples, step)
         said = quantise.write(done, tokenizer, folder, generation)
-        del done
+        del done, half  # one model, and not needed beside the one that is read back
         back = quantised.load(folder)
         figures = {
             "quantisation": said["quantization"],
