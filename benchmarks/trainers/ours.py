@@ -25,7 +25,7 @@ NEVER = 1 << 30  # steps
 
 def build(folder: Path, kind: str, changes: dict[str, Any], tokenizer: Path | None = None) -> Any:
     """The recipe of a run that neither saves nor looks at held-out data until its end."""
-    from pipeline.engines.automodel import session
+    from pipeline.engines.automodel import precision, session
     from pipeline.stages.step import Step
 
     section, recipe = SECTIONS[kind]
@@ -39,6 +39,7 @@ def build(folder: Path, kind: str, changes: dict[str, Any], tokenizer: Path | No
         group=2 if kind == "dpo" else 1,
     )  # fmt: skip
     shutil.rmtree(step.work, ignore_errors=True)
+    step.settings[section]["precision"] = precision.choose(step, work.settings(step))
     os.environ.update(session._alone())
     return session.build(step, work)
 

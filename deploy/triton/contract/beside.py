@@ -5,11 +5,33 @@ https://github.com/triton-inference-server/python_backend#business-logic-scripti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy
 import triton_python_backend_utils as triton
+from answers import Receiver, told
+from parameters import RequestError
+
+
+class Answering:
+    """A thread for each request under way, at most ``most``: asking blocks between the pieces of an answer."""
+
+    def __init__(self, most: int) -> None:
+        self._closed = ""
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="answering")
+
+    def start(self, receiver: Receiver, work: Callable[..., None], *values: Any) -> None:
+        """Have ``work(*values, receiver)`` done.  Raises :class:`RequestError` once closed."""
+        if self._closed:
+            raise RequestError(self._closed)
+        self._pool.submit(work, *values, receiver).add_done_callback(told(receiver, lambda: self._closed))
+
+    def close(self) -> None:
+        """Take no more requests; those under way are answered, those that wait are told."""
+        self._closed = "the server is shutting down"
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def ask(model: str, inputs: list[Any], outputs: list[str], request_id: str = "") -> Iterator[dict[str, Any]]:

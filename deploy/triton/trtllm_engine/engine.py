@@ -8,13 +8,12 @@ https://github.com/triton-inference-server/tensorrtllm_backend/blob/v1.0.0/docs/
 from __future__ import annotations
 
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy
-from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob, told
-from beside import array, ask
+from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
+from beside import Answering, array, ask
 from hugging_face import HuggingFaceTokenizer
 from parameters import Parameters, RequestError
 from prompts import Limits, prepare
@@ -36,23 +35,18 @@ class Engine:
         self.tokenizer = HuggingFaceTokenizer(tokenizer)
         self.limits = Limits.read(tokenizer, max_new_tokens, context)
         self._backend = backend
-        self._closed = ""
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix="tensorrt-llm")
+        self._answering = Answering(most)
 
     def submit(self, request: Parameters, receiver: Receiver) -> None:
         """Queue a request.  Raises :class:`RequestError` when it cannot be served."""
         if request.lora is not None:
             raise RequestError(f"lora is {request.lora!r}; this server has no adapters to choose from")
         ids, sampling = prepare(self.tokenizer, self.limits, request)
-        if self._closed:
-            raise RequestError(self._closed)
-        answer = self._pool.submit(self._answer, ids, sampling, receiver)
-        answer.add_done_callback(told(receiver, lambda: self._closed))
+        self._answering.start(receiver, self._answer, ids, sampling)
 
     def close(self) -> None:
         """Stop taking requests; those under way are answered."""
-        self._closed = "the server is shutting down"
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._answering.close()
 
     def _answer(self, ids: list[int], sampling: Sampling, receiver: Receiver) -> None:
         text = TextStream(self.tokenizer.decode, list(sampling.stop_words))

@@ -7,12 +7,11 @@ inputs, and from its answers to pieces.  https://github.com/triton-inference-ser
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob, told
-from beside import array, ask, text
+from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
+from beside import Answering, array, ask, text
 from hugging_face import HuggingFaceTokenizer
 from parameters import Parameters, RequestError
 from prompts import Limits, prepare
@@ -43,8 +42,7 @@ class Engine:
         self.tokenizer = HuggingFaceTokenizer(checkpoint)
         self.limits = Limits.read(checkpoint, max_new_tokens, context)
         self._backend, self._adapters = backend, adapters
-        self._closed = ""
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix="vllm")
+        self._answering = Answering(most)
         rendered = self.tokenizer.render(EXAMPLE)
         self.tokenizer.as_text(self.tokenizer.encode(rendered), rendered)  # it says so now where that fails
 
@@ -54,17 +52,13 @@ class Engine:
             known = ", ".join(self._adapters) or "none"
             raise RequestError(f"lora is {request.lora!r}; the adapters here are: {known}")
         ids, sampling = prepare(self.tokenizer, self.limits, request)
-        if self._closed:
-            raise RequestError(self._closed)
         rendered = request.prompt if request.prompt is not None else self.tokenizer.render(request.messages)
         inputs = asked(self.tokenizer.as_text(ids, rendered), sampling, request.lora)
-        answer = self._pool.submit(self._answer, inputs, sampling, receiver)
-        answer.add_done_callback(told(receiver, lambda: self._closed))
+        self._answering.start(receiver, self._answer, inputs, sampling)
 
     def close(self) -> None:
         """Stop taking requests; those under way are answered."""
-        self._closed = "the server is shutting down"
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._answering.close()
 
     def _answer(self, inputs: list[Any], sampling: Sampling, receiver: Receiver) -> None:
         counted = 0
