@@ -25,6 +25,7 @@ STAMP  := .lock-digest
 CONTROLLER := $(VENVS)/controller/$(STAMP)
 CORE       := $(VENVS)/core/$(STAMP)
 SERVING    := $(VENVS)/serving/$(STAMP)
+GATEWAY    := $(VENVS)/gateway/$(STAMP)
 LAUNCH     := $(VENVS)/launch/$(STAMP)
 TRACKING   := $(VENVS)/tracking/$(STAMP)
 # A site whose steps are jobs of a cluster needs NeMo-Run here, and trackers their packages.
@@ -37,7 +38,7 @@ LIFECYCLE   = $(BARE) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
 VERBS  := plan status explain report verify chat stop cancel
 
 .PHONY: help run $(STAGES) $(VERBS) fetch diff trace gc env clean-env test lint test-unit test-faults-short \
-	test-faults test-stages test-launch test-e2e test-full slurm bench-controller bench-curation bench-training locks
+	test-faults test-stages test-gateway test-launch test-e2e test-full slurm bench-controller bench-curation bench-training locks
 
 help:
 	@sed -n '2,12s/^# \{0,1\}//p' Makefile
@@ -80,11 +81,11 @@ env-%: $(VENVS)/%/$(STAMP)
 	@:
 
 clean-env:
-	rm -rf $(addprefix $(VENVS)/,controller core serving launch tracking nemo dev bench bench-datatrove bench-data-juicer)
+	rm -rf $(addprefix $(VENVS)/,controller core serving gateway launch tracking nemo dev bench bench-datatrove bench-data-juicer)
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:
-	@$(PYTHON) -m pipeline.toolchains lock controller core serving launch tracking nemo dev bench bench-datatrove bench-data-juicer
+	@$(PYTHON) -m pipeline.toolchains lock controller core serving gateway launch tracking nemo dev bench bench-datatrove bench-data-juicer
 
 # ----------------------------------------------------------------------------- tests
 
@@ -110,6 +111,9 @@ test-stages: $(CORE) $(SERVING) $(NEMO)
 	$(VENVS)/core/bin/python -m pytest tests/stages/core -n 2 --dist loadfile
 	$(VENVS)/serving/bin/python -m pytest tests/stages/serving tests/contract
 	$(VENVS)/nemo/bin/python -m pytest tests/stages/nemo -W ignore
+
+test-gateway: $(GATEWAY)
+	$(VENVS)/gateway/bin/python -m pytest tests/gateway
 
 # Chains through NeMo-Run on a real Slurm that the tests start and stop on this machine.
 test-launch: $(CONTROLLER) $(CORE) $(LAUNCH) slurm

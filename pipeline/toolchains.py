@@ -28,6 +28,7 @@ NAMES = (
     "controller",
     "core",
     "serving",
+    "gateway",
     "launch",
     "tracking",
     "nemo",
