@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from pipeline import attributes, curation, schema
+from pipeline.gateway.settings import is_loopback
 from pipeline.launch.checks import site_faults
 from pipeline.schema import Optimisation
 from pipeline.schema.training import LOSS_SETTINGS
@@ -62,9 +63,29 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
     ports = (recipe.deploy.http_port, recipe.deploy.grpc_port, recipe.deploy.metrics_port)
     if len(set(ports)) < 3:
         yield "deploy.http_port", f"the three ports must differ; they are {', '.join(map(str, ports))}"
+    yield from _deploy(recipe)
     if recipe.gate.override_reason is not None and len(recipe.gate.override_reason.strip()) < 8:
         yield "gate.override_reason", "give a reason that a reader of the record will understand"
     yield from site_faults(recipe.site)
+
+
+def _deploy(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
+    deploy = recipe.deploy
+    if not is_loopback(deploy.host) and deploy.keys_file is None and not deploy.insecure:
+        yield (
+            "deploy.host",
+            f"{deploy.host} can be reached from elsewhere: name a file of API keys (deploy.keys_file), or set "
+            f"deploy.insecure=true where something else keeps strangers out",
+        )
+    if (deploy.tls_certificate is None) != (deploy.tls_key is None):
+        yield "deploy.tls_certificate", "deploy.tls_certificate and deploy.tls_key belong together"
+    most = deploy.limits.max_tokens
+    if most is not None and recipe.export.max_new_tokens > most:
+        yield (
+            "deploy.limits.max_tokens",
+            f"{most} is less than export.max_new_tokens = {recipe.export.max_new_tokens}, which an answer has "
+            f"when its request names no length",
+        )
 
 
 def _export(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:

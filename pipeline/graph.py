@@ -162,7 +162,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="export",
-        version=3,
+        version=4,
         toolchain="serving",
         sections=("model", "export", ASKED),
         # The evaluation goes into the model card, and the gate reads its figures.
@@ -177,12 +177,13 @@ STAGES: tuple[Stage, ...] = (
             "bundle/README.md",
             "repository",
             "parity.json",
+            "probes.json",
         ),
         purpose="one bundle and a Triton model repository",
     ),
     Stage(
         name="deploy",
-        version=1,
+        version=2,
         toolchain="serving",
         sections=("deploy",),
         consumes=(("export", ("export",)),),

@@ -262,31 +262,27 @@ def gc(options: Namespace) -> int:
 def chat(options: Namespace) -> int:
     """Talk to the deployed model."""
     from pipeline.serving.chat import chat_loop
-    from pipeline.serving.server import is_running, read
+    from pipeline.serving.service import gateway_runs, read
 
     record = read(_load(options).store.server_record())
-    if record is None or not is_running(record):
+    if record is None or not gateway_runs(record.gateway):
         raise UserError(
             f"no server of {options.recipe} is running; `make deploy RECIPE={options.recipe}` starts it"
         )
-    return chat_loop(record, sys.stdin, sys.stdout, options.once)
+    return chat_loop(record.endpoint, sys.stdin, sys.stdout, options.once)
 
 
 def stop(options: Namespace) -> int:
-    """Stop the recipe's server."""
-    from pipeline.serving.server import read, stop_strays
-    from pipeline.serving.server import stop as stop_server
+    """Stop what serves the recipe."""
+    from pipeline.serving import service
 
-    path = _load(options).store.server_record()
-    record = read(path)
-    stray = stop_strays((path.parent / "server").resolve(), record)
-    if stray:
-        print(f"stopped a server that an interrupted start had left (process {stray})")
-    elif record is None:
-        print(f"no server of {options.recipe} was started here")
-    if record is not None:
-        print(stop_server(record))
-    path.unlink(missing_ok=True)
+    path = _load(options).store.server_record().resolve()
+    with service.changing(path):
+        record = service.read(path)
+        path.unlink(missing_ok=True)  # the keeper goes when it finds none
+        said = [*(service.stop(record) if record else []), *service.stop_strays(path.parent, None)]
+    for line in said or [f"no server of {options.recipe} was started here"]:
+        print(line)
     return 0
 
 

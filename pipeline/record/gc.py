@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.record.history import ORDER, history, recipes_in
 from pipeline.runner.lease import attempts, live_holder
 from pipeline.runner.store import QUARANTINE, Store, read_artifact
-from pipeline.serving import processes, server
+from pipeline.serving import service
 
 TRASH = ".trash-"
 
@@ -96,9 +96,10 @@ def _roots(store: Store) -> Iterator[Path]:
         for work in attempts(folder):
             if live_holder(work):
                 yield from _read_by(work)
-    record = server.read(store.server_record())
-    if record and (server.is_running(record) or record.boot != processes.boot_id()):
-        yield Path(record.repository).resolve().parent
+    record = service.read(store.server_record())
+    if record is not None:
+        yield Path(record.export).resolve()
+        yield from (Path(each.export).resolve() for each in record.previous)
 
 
 def _read_by(work: Path) -> Iterator[Path]:

@@ -20,7 +20,7 @@ from pipeline.record.history import History, all_artifacts, find_run, history
 from pipeline.runner.identity import SHORT
 from pipeline.runner.store import Artifact
 from pipeline.schema import flat
-from pipeline.serving import server
+from pipeline.serving import client, service
 from pipeline.stages.seals import sha256_file
 
 TIMEOUT_S = 5.0
@@ -188,18 +188,16 @@ def _published(words: str, runs: Path) -> bool:
 def _live_server(found: History, runs: Path) -> dict[str, Any]:
     """Where the traced recipe's server answers, if it does."""
     recipe = str(found.artifacts[-1].manifest["recipe"])
-    record = server.read(runs / recipe / "deploy" / "server.json")
-    if record is None or not server.is_running(record):
+    record = service.read(runs / recipe / "deploy" / "server.json")
+    if record is None or not service.gateway_runs(record.gateway):
         return {}
     identities = {each.identity for each in found.artifacts}
-    if record.export_identity not in identities:
-        return {}
-    return {"address": record.address}
+    return {"address": record.gateway.address} if record.identity in identities else {}
 
 
 def _ask(url: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode("utf-8")
-    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+    request = urllib.request.Request(url, data=data, headers=client.headers())
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             return json.loads(answer.read())

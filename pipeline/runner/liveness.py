@@ -5,26 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import schema
-from pipeline.serving.server import is_running, probe, read
-
-PROBE_TIMEOUT_S = 10.0
+from pipeline.serving import service
 
 
 def deployment_fault(record_path: Path, settings: schema.Deploy, export_identity: str) -> str | None:
-    """Why the deployed server must be started anew, in words; None where all is well.
-
-    Health is a real generation: Triton's own readiness stays true after the process
-    behind a model has died.
-    """
-    record = read(record_path)
+    """Why the deployed server must be started anew, in words; None where all is well."""
+    record = service.read(record_path)
     if record is None:
         return "no server is running"
-    if not is_running(record):
-        return f"the server (process {record.pid}) is gone"
-    if record.export_identity != export_identity:
-        return "the server serves an earlier export"
+    if not service.gateway_runs(record.gateway):
+        return f"the gateway (process {record.gateway.process.pid}) is gone"
+    if record.identity != export_identity:
+        return "the server serves another export"
+    gateway = record.gateway
     wanted = (settings.host, settings.http_port, settings.grpc_port, settings.metrics_port)
-    if (record.host, record.http_port, record.grpc_port, record.metrics_port) != wanted:
-        return f"the server listens on {record.host}:{record.http_port}, the settings ask for {wanted[0]}:{wanted[1]}"
-    answer = probe(record, PROBE_TIMEOUT_S)
-    return None if answer.ok else f"the server does not answer: {answer.reason}"
+    if (gateway.host, gateway.http_port, gateway.grpc_port, gateway.metrics_port) != wanted:
+        return f"the server listens on {gateway.host}:{gateway.http_port}, the settings ask for {wanted[0]}:{wanted[1]}"
+    if not service.keeper_runs(record):
+        return "its keeper is gone"
+    found = service.fault(record)
+    return f"the server does not answer: {found}" if found else None

@@ -125,6 +125,9 @@ def _job(order: Order, identity: str, held: Lease, toolchain: Toolchain) -> dict
     if "curate" in settings:
         for _, holder, key in path_settings(settings["curate"]):
             holder[key] = _absolute(holder[key])
+    if "deploy" in settings:
+        deploy = settings["deploy"]
+        deploy |= {name: _absolute(deploy[name]) for name in ("keys_file", "tls_certificate", "tls_key")}
     if "export" in settings:
         adapters = settings["export"]["adapters"]
         settings["export"]["adapters"] = {name: _absolute(str(path)) for name, path in adapters.items()}

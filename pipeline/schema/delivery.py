@@ -122,11 +122,50 @@ class Export:
 
 
 @dataclass
+class Limits:
+    """What a client of the deployed model may ask for, and how long anything may take."""
+
+    max_body_bytes: int = setting(1_048_576, "bytes of one request", ge=1024, identity=False)
+    max_requests: int = setting(256, "requests under way at once", ge=1, identity=False)
+    max_tokens: int | None = setting(
+        None, "tokens of one answer (null: as many as the model's context holds)", ge=1, identity=False
+    )
+    requests_per_minute: int | None = setting(
+        None, "requests a minute of one API key, or of one address without keys", ge=1, identity=False
+    )
+    first_token_s: float = setting(60.0, "longest wait for an answer's first token", gt=0, identity=False)
+    between_tokens_s: float = setting(30.0, "longest wait for its next one", gt=0, identity=False)
+    request_s: float = setting(600.0, "longest time of a whole answer", gt=0, identity=False)
+    body_s: float = setting(30.0, "longest wait for the next part of a request", gt=0, identity=False)
+    drain_s: float = setting(
+        60.0, "time that answers under way have when their version is replaced", gt=0, identity=False
+    )
+
+
+@dataclass
 class Deploy:
-    """The Triton server: where it listens and how long it may take to answer."""
+    """The gateway that clients speak to: where it listens, whom it lets in, and how long Triton may take to answer."""
 
     host: str = setting("127.0.0.1", "address to listen on; loopback unless set", identity=False)
-    http_port: int = setting(8000, "HTTP port", ge=1, le=65535, identity=False)
-    grpc_port: int = setting(8001, "gRPC port", ge=1, le=65535, identity=False)
+    http_port: int = setting(
+        8000, "port of OpenAI's API and of Triton's HTTP protocols", ge=1, le=65535, identity=False
+    )
+    grpc_port: int = setting(8001, "port of KServe's gRPC protocol", ge=1, le=65535, identity=False)
     metrics_port: int = setting(8002, "Prometheus port", ge=1, le=65535, identity=False)
     start_timeout_s: int = setting(120, "longest wait for the first answer", ge=1, identity=False)
+    keys_file: str | None = setting(
+        None, "file with one API key a line, 'name: key'; clients must bring one", identity=False
+    )
+    insecure: bool = setting(False, "listen beyond loopback without API keys", identity=False)
+    tls_certificate: str | None = setting(None, "file with the certificate chain (PEM)", identity=False)
+    tls_key: str | None = setting(None, "file with the certificate's key (PEM)", identity=False)
+    probe_every_s: float = setting(
+        2.0, "an idle model is asked for a token so often, to see that it lives", gt=0, identity=False
+    )
+    probe_prompts: int = setting(
+        16,
+        "prompts of the export's parity check that a version must answer before clients ask it",
+        ge=1,
+        identity=False,
+    )
+    limits: Limits = field(default_factory=Limits)

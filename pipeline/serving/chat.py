@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
-from pipeline.serving.client import ServingError, events
-from pipeline.serving.server import ServerRecord
+from pipeline.serving.client import Endpoint, ServingError, events
 
 Answer = Callable[[list[dict[str, str]]], Iterator[str]]
 
 
-def chat_loop(record: ServerRecord, source: TextIO, sink: TextIO, once: str | None = None) -> int:
+def chat_loop(endpoint: Endpoint, source: TextIO, sink: TextIO, once: str | None = None) -> int:
     """Read questions from ``source`` and stream answers to ``sink`` until /quit or the end.
 
     With ``once``, ask that one question and return.  Ctrl-C ends the answer being given,
     not the conversation.  Returns an exit status: 1 when the one question failed.
     """
     if once is not None:
-        return 0 if _ask(record, [{"role": "user", "content": once}], sink) is not None else 1
-    sink.write(f"{record.model_name} at http://{record.address}\n")
+        return 0 if _ask(endpoint, [{"role": "user", "content": once}], sink) is not None else 1
+    sink.write(f"{endpoint.model} at {endpoint.url}\n")
     sink.write("/new forgets the conversation, /quit leaves, Ctrl-C ends an answer\n")
     messages: list[dict[str, str]] = []
     while True:
@@ -40,15 +39,15 @@ def chat_loop(record: ServerRecord, source: TextIO, sink: TextIO, once: str | No
             sink.write(f"{question}: there are only /new and /quit\n")
         elif question:
             turn = {"role": "user", "content": question}
-            answer = _ask(record, [*messages, turn], sink)
+            answer = _ask(endpoint, [*messages, turn], sink)
             if answer is not None:
                 messages += [turn, {"role": "assistant", "content": answer}]
 
 
-def _ask(record: ServerRecord, messages: list[dict[str, str]], sink: TextIO) -> str | None:
+def _ask(endpoint: Endpoint, messages: list[dict[str, str]], sink: TextIO) -> str | None:
     """Stream one answer; returns its text, None where the server refused or failed."""
     text = ""
-    answer = events(record.address, record.model_name, messages=messages)
+    answer = events(endpoint.address, endpoint.model, messages=messages, certificate=endpoint.certificate)
     try:
         for event in answer:
             text += event["text_output"]

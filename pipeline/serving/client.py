@@ -11,13 +11,31 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import ssl
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+
+KEY = "LIFECYCLE_API_KEY"  # the environment's name of the key for servers that want one
 
 
 class ServingError(Exception):
     """The server refused, failed or could not be reached; the text is meant for people."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Whom to ask: host and port, a model's name, and the file with the server's certificate where it speaks TLS."""
+
+    address: str
+    model: str
+    certificate: str | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http{'s' if self.certificate else ''}://{self.address}"
 
 
 def generate_stream(
@@ -48,21 +66,29 @@ def events(
     text: str | None = None,
     messages: list[dict[str, str]] | None = None,
     timeout: float = 60.0,
+    certificate: str | None = None,
     **sampling: Any,
 ) -> Iterator[dict[str, Any]]:
-    """As :func:`generate_stream`, with all outputs of each event (finish_reason, token counts)."""
+    """As :func:`generate_stream`, with all outputs of each event (finish_reason, token counts).
+
+    ``certificate``: the file with the server's certificate, where it speaks TLS.
+    """
     body: dict[str, Any] = {**sampling, "stream": True}
     if text is not None:
         body["text_input"] = text
     if messages is not None:
         body["messages"] = json.dumps(messages, ensure_ascii=False)
-    connection = http.client.HTTPConnection(address, timeout=timeout)
+    if certificate is None:
+        connection = http.client.HTTPConnection(address, timeout=timeout)
+    else:
+        trusted = ssl.create_default_context(cafile=certificate)
+        connection = http.client.HTTPSConnection(address, timeout=timeout, context=trusted)
     try:
         connection.request(
             "POST",
             f"/v2/models/{quote(model)}/generate_stream",
             json.dumps(body, ensure_ascii=False).encode("utf-8"),
-            {"Content-Type": "application/json"},
+            headers(),
         )
         response = connection.getresponse()
         if response.status != 200:
@@ -82,6 +108,12 @@ def events(
         raise ServingError(f"the server at {address} cannot be reached or broke off: {error}") from None
     finally:
         connection.close()
+
+
+def headers() -> dict[str, str]:
+    """Of a request: what it holds, and the environment's key."""
+    key = os.environ.get(KEY)
+    return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
 
 def _refusal(body: bytes, status: int) -> str:

@@ -20,6 +20,28 @@ class Process:
     command: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What tells one process from every other, before and after it and on other boots of the machine."""
+
+    pid: int
+    start_time: int
+    boot: str
+
+    @classmethod
+    def of(cls, pid: int) -> Mark:
+        """Of a process that is there (a zombie of our own at worst)."""
+        found = find(pid)
+        assert found is not None
+        return cls(pid, found.start_time, boot_id())
+
+    def process(self) -> Process | None:
+        """The process, while it lives (a zombie does not)."""
+        found = find(self.pid)
+        same = found is not None and found.start_time == self.start_time and boot_id() == self.boot
+        return found if same and found is not None and found.state != "Z" else None
+
+
 def find(pid: int) -> Process | None:
     """The process of this id, None where there is none (or it has just ended)."""
     try:

@@ -1,8 +1,8 @@
 """The servers that the client suite is run against.
 
 By default one for each target, all the real Triton: the CPU target, and the repositories that export writes for
-TensorRT-LLM and for vLLM with stand-ins (``standin/``) for the ``tensorrt_llm`` package and the two backends.  Any
-other one::
+TensorRT-LLM and for vLLM with stand-ins (``standin/``) for the ``tensorrt_llm`` package and the two backends; and the
+gateway in front of the CPU target.  Any other one::
 
     CONTRACT_ADDRESS=host:8000 CONTRACT_GRPC=host:8001 CONTRACT_MODEL=assistant CONTRACT_BUNDLE=bundle/ \\
         python -m pytest tests/contract
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.serving import engines, server
+from pipeline.serving import engines, service
 from pipeline.stages.export import engine_checkpoint
 from tests.miniature import make_inputs, port_settings, run_stage
 
@@ -55,10 +55,24 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def deploy(
     inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Served]]:
-    """Export for a target and deploy; all servers are stopped at the end."""
-    records = []
+    """Export for a target and deploy, once each; all is stopped at the end.
 
-    def start(target: str) -> Served:
+    ``gateway`` is the gateway of the CPU target; the others are their Triton itself.
+    """
+    records: dict[str, tuple[service.Service, Path]] = {}
+
+    def start(asked: str) -> Served:
+        target = "cpu-openvino" if asked == "gateway" else asked
+        if target not in records:
+            records[target] = make(target)
+        found, bundle = records[target]
+        name = found.version.model_name
+        if asked == "gateway":
+            grpc = f"127.0.0.1:{found.gateway.grpc_port}"
+            return Served(asked, found.gateway.address, grpc, name, bundle)
+        return Served(asked, found.version.address, f"127.0.0.1:{found.version.grpc_port}", name, bundle)
+
+    def make(target: str) -> tuple[service.Service, Path]:
         folder = tmp_path_factory.mktemp(target)
         # The target's own bf16 rounding is measured by the export, and not this suite's concern.
         settings = {"target": target, "tolerance": {"different": 1.0, "top1_agreement": 0.5, "kl": 1.0}}
@@ -84,15 +98,13 @@ def deploy(
             "deploy", folder / "work", {"export": output}, port_settings(), {"server_record": str(path)}
         )
         assert status == 0, told
-        record = server.read(path)
+        record = service.read(path)
         assert record is not None
-        records.append(record)
-        grpc = f"127.0.0.1:{record.grpc_port}"
-        return Served(target, record.address, grpc, record.model_name, bundle)
+        return record, bundle
 
     yield start
-    for record in records:
-        server.stop(record)
+    for record, _ in records.values():
+        service.stop(record)
 
 
 def rounded(bundle: Path, folder: Path) -> Path:
@@ -120,7 +132,8 @@ def stand_in(model: Path, name: str, needed: Path) -> None:
 
 
 @pytest.fixture(
-    scope="session", params=["given"] if given() else ["cpu-openvino", "trtllm", "trtllm-engine", "vllm"]
+    scope="session",
+    params=["given"] if given() else ["gateway", "cpu-openvino", "trtllm", "trtllm-engine", "vllm"],
 )
 def deployed(request: pytest.FixtureRequest, deploy: Callable[..., Served]) -> Served:
     return given() or deploy(request.param)

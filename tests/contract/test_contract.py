@@ -17,7 +17,7 @@ import pytest
 import tritonclient.grpc as grpc
 
 from pipeline.serving.chat import chat_loop
-from pipeline.serving.client import ServingError, events, generate_stream
+from pipeline.serving.client import Endpoint, ServingError, events, generate_stream
 from tests.contract.conftest import Served
 
 QUESTION = "What does `socket.bind` do?"
@@ -195,10 +195,15 @@ def test_a_client_that_leaves_does_not_disturb_the_others(deployed: Served, refe
 
 def test_chat_streams_and_speaks_plainly(deployed: Served, reference: Any) -> None:
     sink = io.StringIO()
-    assert chat_loop(deployed, io.StringIO(f"{QUESTION}\n/what\n/quit\n"), sink) == 0
+    assert (
+        chat_loop(
+            Endpoint(deployed.address, deployed.model_name), io.StringIO(f"{QUESTION}\n/what\n/quit\n"), sink
+        )
+        == 0
+    )
     assert reference(QUESTION, 64) in shown(sink.getvalue())
     assert "there are only /new and /quit" in sink.getvalue()
-    assert chat_loop(deployed, io.StringIO(), sink, "a " * 400) == 1
+    assert chat_loop(Endpoint(deployed.address, deployed.model_name), io.StringIO(), sink, "a " * 400) == 1
     assert "error: the prompt has" in sink.getvalue()
 
 

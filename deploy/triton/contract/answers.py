@@ -27,6 +27,9 @@ class TokenLogprob:
 class Piece:
     """A part of an answer.  ``finish_reason`` (stop, length, cancelled) is set on the last one.
 
+    The first piece has ``prompt_tokens`` alone: the engine has taken the request.  A stream begins with it, because
+    Triton notices only after a first response that an HTTP client has gone.
+
     ``tokens`` are the ids that this piece adds, ``logprobs`` as many, where they were asked for.
     """
 

@@ -94,6 +94,7 @@ class Receiver:
         self.request_id = parameters.request_id
         self.running = running
         self.cancelled = False
+        self.opened = False
         self.whole = Piece()
 
     def __call__(self, piece: Piece) -> bool:
@@ -123,7 +124,8 @@ class Receiver:
         if piece.last:
             self.running.remove(self)
             self.sender.send(response(piece, piece.text), flags=FINAL)
-        elif self.stream and (piece.text or piece.logprobs):
+        elif self.stream and (piece.text or piece.logprobs or not self.opened):
+            self.opened = True
             self.sender.send(response(piece, piece.text), flags=0)
         return not piece.last
 

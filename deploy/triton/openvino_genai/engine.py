@@ -85,7 +85,9 @@ class Engine:
                 f"lora is {request.lora!r}; this server has no adapters to choose from: an adapter that was "
                 f"merged is a model of its own name"
             )
-        self.submit_tokens(*prepare(self, self.limits, request), receiver)
+        ids, sampling = prepare(self, self.limits, request)
+        if receiver(Piece(prompt_tokens=len(ids))):
+            self.submit_tokens(ids, sampling, receiver)
 
     def submit_tokens(self, ids: list[int], sampling: Sampling, receiver: Receiver) -> None:
         """Queue a prompt as token ids."""

@@ -64,6 +64,8 @@ class Engine:
         with self._lock:
             if self._closed:
                 raise RequestError(self._closed)
+            if not receiver(Piece(prompt_tokens=len(ids))):
+                return
             work = self._answer(ids, sampling, adapter, receiver)
             answer = asyncio.run_coroutine_threadsafe(work, self._loop)
         answer.add_done_callback(told(receiver, lambda: self._closed))

@@ -42,7 +42,8 @@ class Engine:
         if request.lora is not None:
             raise RequestError(f"lora is {request.lora!r}; this server has no adapters to choose from")
         ids, sampling = prepare(self.tokenizer, self.limits, request)
-        self._answering.start(receiver, self._answer, ids, sampling)
+        if receiver(Piece(prompt_tokens=len(ids))):
+            self._answering.start(receiver, self._answer, ids, sampling)
 
     def close(self) -> None:
         """Stop taking requests; those under way are answered."""

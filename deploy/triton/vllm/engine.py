@@ -54,7 +54,8 @@ class Engine:
         ids, sampling = prepare(self.tokenizer, self.limits, request)
         rendered = request.prompt if request.prompt is not None else self.tokenizer.render(request.messages)
         inputs = asked(self.tokenizer.as_text(ids, rendered), sampling, request.lora)
-        self._answering.start(receiver, self._answer, inputs, sampling)
+        if receiver(Piece(prompt_tokens=len(ids))):
+            self._answering.start(receiver, self._answer, inputs, sampling)
 
     def close(self) -> None:
         """Stop taking requests; those under way are answered."""

@@ -1,21 +1,28 @@
-"""Deploy: a real Triton server that serves a published export and outlives this step.
+"""Deploy: a gateway and a real Triton that serves a published export; both outlive this step.
 
-The server reads its model repository from the export's artifact folder, through links, and
-writes nothing there.  Its record (:mod:`pipeline.serving.server`) is the file that the job names in
-``extra.server_record``; its log and its backend folder lie beside that file.  A server
-of the same record is replaced: stopped first, then started anew.
+Triton reads its model repository from the export's artifact folder, through links, and
+writes nothing there.  The record of what runs (:mod:`pipeline.serving.service`) is the file that
+the job names in ``extra.server_record``; everything else lies beside it.  A version that runs is
+replaced without losing a request (:mod:`.replace`), once the new one has answered
+(:mod:`.probes`); a :mod:`.keeper` starts anew what dies.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 from pipeline import schema
-from pipeline.serving import server
-from pipeline.stages.deploy import ports, triton
+from pipeline.serving import control, server, service
+from pipeline.serving.processes import Mark
+from pipeline.stages.deploy import gateway, ports, probes, replace, triton, versions
 from pipeline.stages.step import InputError, Step, write_json
+from pipeline.toolchains import ROOT
 
 # Containers that have the engine of a target, with the newest release that it was written for.
 IMAGES = {
@@ -23,6 +30,7 @@ IMAGES = {
     "trtllm-engine": "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3, TensorRT-LLM 1.2.1",
     "vllm": "nvcr.io/nvidia/tritonserver:26.07-vllm-python-py3, vLLM 0.24.0",
 }
+REMEMBERED = 5  # exports that `rollback` can go back through
 
 
 def run(step: Step) -> None:
@@ -33,76 +41,143 @@ def run(step: Step) -> None:
     """
     settings = step.section(schema.Deploy)
     path = Path(step.extra["server_record"])
-    export = json.loads((step.inputs["export"] / "export.json").read_text(encoding="utf-8"))
-    lacking = triton.lacking(step.inputs["export"] / "repository")
+    export = versions.Export.read(step.inputs["export"])
+    lacking = triton.lacking(export.folder / "repository")
     if lacking is not None:
-        image = IMAGES.get(export["target"], "a container that has it")
+        image = IMAGES.get(export.target, "a container that has it")
         raise InputError(
-            f"the export is for {export['target']}, and this machine's Triton has no {lacking}: serve its repository "
+            f"the export is for {export.target}, and this machine's Triton has no {lacking}: serve its repository "
             f"with NVIDIA GPUs in {image}; for a server here, export.target=cpu-openvino"
         )
-    previous = server.read(path)
     ports.check_distinct(settings)
-    stray = server.stop_strays(path.parent / "server", previous)
-    if stray:
-        step.message(f"stopped a server that an interrupted start had left (process {stray})")
-    running = previous is not None and server.is_running(previous)
-    # A healthy server is not given up for one that cannot start.
-    ours = _ports(previous) if previous is not None and running else ()
-    ports.check_free(settings, ours, just_stopped=bool(stray))
-    if previous is not None:
-        step.message(server.stop(previous))
-    path.unlink(missing_ok=True)
-    ports.check_free(settings, just_stopped=previous is not None or bool(stray))
-    step.phase("starting Triton")
-    started = time.monotonic()
-    process, record = triton.start(
-        settings,
-        repository=step.inputs["export"] / "repository",
-        model_name=export["model_name"],
-        identity=export["identity"],
-        folder=path.parent / "server",
-        threads=min(2, step.threads),
-    )
-    try:
-        server.write(path, record)
-        seconds = triton.wait_until_answering(process, record, settings.start_timeout_s, step)
-    except BaseException as error:
-        server.stop(record)
-        path.unlink(missing_ok=True)
-        if isinstance(error, triton.StartFailed):
+    gateway.check(settings)
+    with service.changing(path):
+        try:
+            deployed, figures = _replaced(step, settings, path, export)
+        except (triton.StartFailed, gateway.StartFailed, control.ControlError) as error:
             step.error(str(error))
-        raise
-    ready_s = time.monotonic() - started
-    curl = curl_line(record)
+            raise
+    curl = curl_line(deployed)
     write_json(
         step.output / "deployment.json",
         {
-            "address": f"http://{record.address}",
-            "grpc_address": f"{server.reachable(record.host)}:{record.grpc_port}",
-            "metrics": f"http://{server.reachable(record.host)}:{record.metrics_port}/metrics",
-            "model_name": record.model_name,
-            "export_identity": record.export_identity,
+            "address": deployed.gateway.url,
+            "openai": f"{deployed.gateway.url}/v1",
+            "grpc_address": f"{server.reachable(deployed.gateway.host)}:{deployed.gateway.grpc_port}",
+            "metrics": f"http://127.0.0.1:{deployed.gateway.metrics_port}/metrics",
+            "models": deployed.models,
+            "export_identity": deployed.identity,
             "curl": curl,
         },
     )
-    step.message(f"{record.model_name} answers at http://{record.address} (log: {record.log})")
-    step.message(f"try: {curl}")
-    step.finish(
-        metrics={
-            "ready_s": round(ready_s, 2),
-            "first_answer_s": round(seconds, 3),
-            "server_peak_memory_gb": server.peak_memory_gb(record),
-        },
-        headline=f"http://{record.address}",
+    step.message(
+        f"{', '.join(sorted(deployed.models))} answers at {deployed.gateway.url} "
+        f"(logs: {deployed.gateway.log}, {deployed.version.log})"
     )
+    step.message(f"try: {curl}")
+    step.finish(metrics=figures, headline=deployed.gateway.url)
 
 
-def _ports(record: server.ServerRecord) -> tuple[int, ...]:
-    return record.http_port, record.grpc_port, record.metrics_port
+def _replaced(
+    step: Step, settings: schema.Deploy, path: Path, export: versions.Export
+) -> tuple[service.Service, dict[str, float]]:
+    """What runs now, and the figures of how it came to."""
+    folder = path.parent
+    before = service.read(path)
+    for line in service.stop_strays(folder, before):
+        step.message(line)
+    wanted = gateway.settings_of(settings)
+    running = before.gateway if before is not None and service.gateway_runs(before.gateway) else None
+    # A service that answers is not given up for one that cannot start.
+    ports.check_free(settings, _ports(running) if running else ())
+    step.phase("starting Triton")
+    began = time.monotonic()
+    version, seconds = versions.start(
+        export,
+        folder / "versions",
+        step.threads,
+        settings.start_timeout_s,
+        lambda waited: step.progress(
+            waited, settings.start_timeout_s, "s", "waiting for the first answer", every_s=5.0
+        ),
+    )
+    ready_s = time.monotonic() - began
+    try:
+        step.phase("asking the new version")
+        asked, faults = probes.check(version, export.folder, settings.probe_prompts)
+        if faults:
+            raise triton.StartFailed(f"the new version gets no traffic: {'; '.join(faults)}")
+        if running is not None and not gateway.same(running, wanted):
+            step.message("the gateway's own settings have changed; it is started anew")
+            service.stop_gateway(running)
+            running = None
+        if running is None:
+            ports.check_free(settings, just_stopped=True)
+            running = gateway.start(folder, wanted)
+        step.phase("switching")
+        replace.switch(running, version, export.models)
+    except BaseException:
+        server.stop(version)
+        raise
+    deployed = service.Service(
+        gateway=running,
+        version=version,
+        export=str(export.folder),
+        models=export.models,
+        previous=_previous(before, export),
+        keeper=before.keeper if before is not None and service.keeper_runs(before) else None,
+    )
+    service.write(path, deployed)
+    if deployed.keeper is None:
+        deployed = dataclasses.replace(deployed, keeper=_start_keeper(path))
+        service.write(path, deployed)
+    if before is not None:
+        step.phase("draining the version before")
+        replace.drain(running, before.version, settings.limits.drain_s, step.message)
+    return deployed, {
+        "ready_s": round(ready_s, 2),
+        "first_answer_s": round(seconds, 3),
+        "parity_prompts": asked,
+        "server_peak_memory_gb": server.peak_memory_gb(version),
+    }
 
 
-def curl_line(record: server.ServerRecord) -> str:
+def _previous(before: service.Service | None, export: versions.Export) -> list[service.Earlier]:
+    """The exports to go back to, latest first, each once; the one that is served now is none of them."""
+    if before is None:
+        return []
+    found = [service.Earlier(before.identity, before.export), *before.previous]
+    unique = {each.identity: each for each in reversed(found) if each.identity != export.identity}
+    return list(reversed(unique.values()))[:REMEMBERED]
+
+
+def _start_keeper(path: Path) -> Mark:
+    with open(path.parent / "keeper.log", "ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", service.KEEPER, str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            start_new_session=True,
+        )
+    return Mark.of(process.pid)
+
+
+def _ports(running: service.Gateway) -> tuple[int, ...]:
+    return running.http_port, running.grpc_port, running.metrics_port
+
+
+def curl_line(deployed: service.Service) -> str:
     """A shell line that asks the server a question and shows the answer as it comes."""
-    body = json.dumps({"text_input": "What does `os.path.join` do?", "stream": True, "max_tokens": 32})
-    return f"curl -sN http://{record.address}/v2/models/{record.model_name}/generate_stream -d '{body}'"
+    model = sorted(deployed.models)[0]
+    body = {"model": model, "messages": [{"role": "user", "content": "What does `os.path.join` do?"}]}
+    words = ["curl -sN"]
+    if deployed.gateway.tls_certificate:
+        words.append(f"--cacert {deployed.gateway.tls_certificate}")
+    if deployed.gateway.needs_key:
+        words.append('-H "Authorization: Bearer $LIFECYCLE_API_KEY"')
+    words.append(f"{deployed.gateway.url}/v1/chat/completions -H 'Content-Type: application/json'")
+    words.append(f"-d '{json.dumps({**body, 'stream': True})}'")
+    return " ".join(words)

@@ -16,13 +16,12 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline import schema
 from pipeline.serving import processes
 from pipeline.serving.server import ServerRecord, probe
-from pipeline.stages.step import Step
 
 EXIT_TIMEOUT_S = 3  # how long a stopping server waits for answers under way
 ERROR_LINE = re.compile(r"E\d{4} ")  # Triton's log: severity, month and day
@@ -36,15 +35,18 @@ class StartFailed(RuntimeError):
 
 
 def start(
-    settings: schema.Deploy,
     *,
+    ports: tuple[int, int, int],
     repository: Path,
     model_name: str,
     identity: str,
     folder: Path,
     threads: int,
 ) -> tuple[subprocess.Popen[bytes], ServerRecord]:
-    """Start a server in a session of its own; ``folder`` takes its log and backend links."""
+    """Start a server on loopback, in a session of its own.
+
+    ``ports`` are those of HTTP, gRPC and metrics; ``folder`` takes the log and the backend links.
+    """
     wheel = installation()
     folder.mkdir(parents=True, exist_ok=True)
     backends = link_backend(wheel, folder / "backends")
@@ -52,6 +54,9 @@ def start(
     log = folder / "tritonserver.log"
     # Servers of different recipes must not meet in each other's shared memory.
     prefix = f"lifecycle_{secrets.token_hex(4)}_"
+    host, (http, grpc, metrics) = "127.0.0.1", ports
+    # Nobody needs these; without the key of this start they are refused.
+    closed = f"model-repository,shared-memory,trace,logging:lifecycle={secrets.token_hex(16)}"
     command = [
         str(wheel / "bin" / "tritonserver"),
         # Shown as the server's name in its metadata (/v2), so that an address can be traced.
@@ -59,12 +64,14 @@ def start(
         f"--model-repository={linked}",
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
-        f"--http-address={settings.host}",
-        f"--http-port={settings.http_port}",
-        f"--grpc-address={settings.host}",
-        f"--grpc-port={settings.grpc_port}",
-        f"--metrics-address={settings.host}",
-        f"--metrics-port={settings.metrics_port}",
+        f"--http-address={host}",
+        f"--http-port={http}",
+        f"--http-restricted-api={closed}",
+        f"--grpc-address={host}",
+        f"--grpc-port={grpc}",
+        f"--grpc-restricted-protocol={closed}",
+        f"--metrics-address={host}",
+        f"--metrics-port={metrics}",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         "--disable-auto-complete-config",
         "--allow-gpu-metrics=false",
@@ -85,10 +92,10 @@ def start(
         pid=process.pid,
         start_time=started.start_time,
         boot=processes.boot_id(),
-        host=settings.host,
-        http_port=settings.http_port,
-        grpc_port=settings.grpc_port,
-        metrics_port=settings.metrics_port,
+        host=host,
+        http_port=http,
+        grpc_port=grpc,
+        metrics_port=metrics,
         model_name=model_name,
         export_identity=identity,
         repository=str(repository.resolve()),
@@ -99,12 +106,15 @@ def start(
 
 
 def wait_until_answering(
-    process: subprocess.Popen[bytes], record: ServerRecord, timeout_s: int, step: Step
+    process: subprocess.Popen[bytes],
+    record: ServerRecord,
+    timeout_s: int,
+    waiting: Callable[[float], None] = lambda waited: None,
 ) -> float:
     """Wait for a real streamed generation; returns the seconds that the first one took.
 
     Raises :class:`StartFailed` with the end of the log when the server ends or
-    ``timeout_s`` passes.
+    ``timeout_s`` passes; ``waiting`` hears now and then for how many seconds it has been.
     """
     begun = time.monotonic()
     while True:
@@ -120,7 +130,7 @@ def wait_until_answering(
                 f"Triton did not answer within {timeout_s} s (deploy.start_timeout_s): "
                 f"{answer.reason}{log_end(record.log)}"
             )
-        step.progress(waited, timeout_s, "s", "waiting for the first answer", every_s=5.0)
+        waiting(waited)
         time.sleep(0.2)
 
 

@@ -5,6 +5,7 @@ Published::
     bundle/                Hugging Face folder: one safetensors file, config, tokenizer with
                            its chat template, generation defaults, model card
     repository/            Triton model repository of the target (:mod:`pipeline.serving.repository`)
+    probes.json            some prompts with the answers that a server of this export must give
     parity.json            answers, logits and perplexity of the exported model beside Hugging Face's
     export.json            what deployment needs to know: model name, identity, target, precision, versions
 """
@@ -54,6 +55,12 @@ def run(step: Step) -> None:
         exported.close()
     result |= exported.figures
     result["faults"] += exported.faults
+    probes = {
+        "tokens": settings.parity_tokens,
+        "different": result["tolerance"]["different"],
+        "answers": result.pop("probes"),
+    }
+    write_json(step.output / "probes.json", probes)
     write_json(step.output / "parity.json", result)
     if result["faults"]:
         fault = (

@@ -29,6 +29,7 @@ from pipeline.stages.export.reference import Reference
 from pipeline.stages.step import Step
 
 EXAMPLES = 5
+PROBES = 64  # questions with their answers that a server of this export will be held to
 
 # What a precision may cost: some times what was measured on llama-tiny's aligned model (README, "Serving"), of two
 # million parameters, which rounding hurts more than it hurts a large one.  Not measured there are int8-sq, nvfp4 and the two
@@ -73,12 +74,16 @@ def check(
     templates = [] if engine is None else template_differences(engine, tokenizer, conversations)
     tokens, logits = Tokens(prompts=len(prompts)), LogitsSum()
     got = exported.answers(prompts, settings.parity_tokens)
-    for done, (prompt, ours) in enumerate(zip(prompts, got, strict=True), start=1):
+    probes: list[dict[str, Any]] = []
+    for done, (prompt, ours, messages) in enumerate(zip(prompts, got, conversations, strict=True), start=1):
         wanted = reference.answer(prompt, settings.parity_tokens)
         ids, start = prompt + wanted, len(prompt) - 1
         theirs = reference.logits(ids)[start:-1]
         logits.add(exported.logits(ids)[start:-1], theirs)
         _count(tokens, tokenizer, prompt, ours, wanted, theirs)
+        if ours == wanted and len(prompt) < room and len(probes) < PROBES:
+            text = tokenizer.decode(ours, skip_special_tokens=True)
+            probes.append({"model": settings.model_name, "messages": messages[:1], "text": text})
         step.progress(done, len(prompts), "prompts")
     perplexity = _perplexity(step, reference, tokenizer, exported)
     tolerance = replace(TOLERANCES[settings.weights], **settings.tolerance)
@@ -102,6 +107,7 @@ def check(
         "template_equal": None if engine is None else len(conversations) - len(templates),
         "template_examples": templates[:EXAMPLES],
         "faults": faults,
+        "probes": probes,
     }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.serving import server
+from pipeline.serving import service
 from tests.miniature import make_inputs, port_settings, run_stage
 
 
@@ -26,7 +26,7 @@ def exported(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
-def deployed(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.ServerRecord]:
+def deployed(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
     """A running server of the export, stopped at the end."""
     folder = tmp_path_factory.mktemp("deploy")
     path = folder / "server.json"
@@ -34,7 +34,7 @@ def deployed(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "deploy", folder / "work", {"export": exported}, port_settings(), {"server_record": str(path)}
     )
     assert status == 0, told
-    record = server.read(path)
+    record = service.read(path)
     assert record is not None
     yield record
-    server.stop(record)
+    service.stop(record)

@@ -1,0 +1,134 @@
+"""Run the gateway: HTTP, gRPC, metrics and the control socket in one event loop.
+
+SIGTERM and SIGINT: not ready any more, nothing new is taken, what is under way is finished (``limits.drain_s`` at most).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from pipeline.gateway import app, control, exposition, kserve_grpc
+from pipeline.gateway.health import Health
+from pipeline.gateway.keys import Keys
+from pipeline.gateway.metrics import Metrics
+from pipeline.gateway.service import Service
+from pipeline.gateway.settings import Settings, SettingsError, load
+from pipeline.gateway.upstream import Upstream
+from pipeline.gateway.versions import Versions
+
+LOG = logging.getLogger("lifecycle.gateway")
+NOTICED_S = 0.05  # how often a drain is looked at
+USAGE = 2
+BACKLOG = 1024  # connections that wait to be taken
+
+
+class Server(uvicorn.Server):
+    """One listener; signals are the program's business, which has several."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at an address.  Raises ``OSError``."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+def listener(settings: Settings, application: ASGIApp, **more: object) -> Server:
+    """A server of this application; ``more`` are settings of uvicorn's."""
+    return Server(
+        uvicorn.Config(
+            application,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.limits.drain_s)),
+            **more,  # type: ignore[arg-type]
+        )
+    )
+
+
+async def serve(settings: Settings) -> None:
+    """Listen until a signal says otherwise."""
+    keys = Keys(Path(settings.keys_file)) if settings.keys_file else None
+    versions, metrics = Versions(settings.version), Metrics()
+    upstream = Upstream(settings.limits)
+    health = Health(settings, versions, upstream, metrics)
+    service = Service(settings, versions, upstream, metrics)
+    tls = {"ssl_certfile": settings.tls_certificate, "ssl_keyfile": settings.tls_key}
+    sockets = [
+        [bound(settings.host, settings.http_port)],
+        [bound(settings.metrics_host, settings.metrics_port)],
+        None,
+    ]
+    servers = [
+        listener(settings, app.build(service, keys), **tls),
+        listener(settings, exposition.build(metrics, versions, upstream)),
+    ]
+    if settings.control is not None:
+        Path(settings.control).unlink(missing_ok=True)
+        servers.append(listener(settings, control.build(versions, health), uds=settings.control))
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    rpc = await kserve_grpc.start(settings, service, keys)
+    tasks = [
+        asyncio.create_task(server.serve(sockets=at)) for server, at in zip(servers, sockets, strict=False)
+    ]
+    watching = asyncio.create_task(health.watch())
+    try:
+        ended = asyncio.create_task(stopping.wait())
+        # A listener that ends by itself could not listen.
+        await asyncio.wait([ended, watching, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        versions.closing = True
+        deadline = asyncio.get_running_loop().time() + settings.limits.drain_s
+        while versions.under_way() and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(NOTICED_S)
+    finally:
+        watching.cancel()
+        await rpc.stop(grace=1.0)
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*tasks, watching, return_exceptions=True)
+        await upstream.close()
+
+
+def main(words: list[str]) -> int:
+    """Exit status: 0 after a signal, 1 where it could not listen, 2 for wrong settings."""
+    if len(words) != 1:
+        print(f"usage: python -m pipeline.gateway FILE.json\n\n{__doc__}", file=sys.stderr)
+        return USAGE
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        settings = load(Path(words[0]))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(settings))
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except (OSError, RuntimeError) as error:
+        print(f"error: the gateway cannot listen: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""The gateway's HTTP: who may come in, the protocols, and what a client is told when something goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import pipeline
+from pipeline.gateway import kserve, openai
+from pipeline.gateway.asks import Caller
+from pipeline.gateway.errors import GatewayError, invalid
+from pipeline.gateway.keys import Keys, authorised
+from pipeline.gateway.service import Service
+from pipeline.gateway.settings import Limits
+
+OPEN = ("/health", "/ready", "/v2/health/live", "/v2/health/ready")  # without a key
+GONE = 499  # nobody reads it
+
+
+def build(service: Service, keys: Keys | None) -> ASGIApp:
+    """The whole application."""
+    app = FastAPI(
+        title="nemo-lifecycle gateway",
+        version=pipeline.__version__,
+        description="OpenAI's API, and Triton's and KServe's, in front of one model.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.include_router(openai.router)
+    app.include_router(kserve.router)
+
+    @app.get("/health")
+    async def health() -> Response:
+        """The gateway is there."""
+        return Response()
+
+    @app.get("/ready", responses=kserve.DOWN)
+    async def ready() -> Response:
+        """The model's last probe, a real generation, passed."""
+        return kserve.readiness(service)
+
+    app.add_exception_handler(GatewayError, _refused)
+    app.add_exception_handler(HTTPException, _of_framework)
+    app.add_exception_handler(RequestValidationError, _not_valid)
+    app.add_exception_handler(ClientDisconnect, _gone)
+    return Door(app, service, keys)
+
+
+class Door:
+    """Lets requests in that have a key and are not too large."""
+
+    def __init__(self, app: ASGIApp, service: Service, keys: Keys | None) -> None:
+        self.app, self.service, self.keys = app, service, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        try:
+            scope.setdefault("state", {})["caller"] = self._caller(scope, headers)
+            limits = self.service.settings.limits
+            length = headers.get(b"content-length", b"0")
+            if not length.isdigit() or int(length) > limits.max_body_bytes:
+                raise _too_large(limits)
+        except GatewayError as error:
+            if error.reason:
+                self.service.metrics.refusals.labels(error.reason).inc()
+            response = _told(scope["path"], error)
+            response.headers["Connection"] = "close"  # the body has not been read
+            await response(scope, receive, send)
+            return
+        await self.app(scope, Body(receive, limits), send)
+
+    def _caller(self, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
+        if self.keys is None or scope["path"] in OPEN:
+            return Caller((scope.get("client") or ("local",))[0])
+        return authorised(self.keys, headers.get(b"authorization", b"").decode("latin-1"))
+
+
+class Body:
+    """Receives a request's body, and no more of it or longer than allowed."""
+
+    def __init__(self, receive: Receive, limits: Limits) -> None:
+        self._receive, self._limits = receive, limits
+        self._bytes, self._whole = 0, False
+
+    async def __call__(self) -> Message:
+        if self._whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                message = await self._receive()
+        except TimeoutError:
+            raise GatewayError(408, "the request's body did not come in time", reason="invalid") from None
+        self._bytes += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
+        if self._bytes > self._limits.max_body_bytes:
+            raise _too_large(self._limits)
+        return message
+
+
+def _too_large(limits: Limits) -> GatewayError:
+    return GatewayError(
+        413,
+        f"the request's body is larger than the {limits.max_body_bytes} bytes that are taken",
+        code="request_too_large",
+        reason="too_large",
+    )
+
+
+def _told(path: str, error: GatewayError) -> Response:
+    body = error.openai() if path.startswith("/v1") else error.triton()
+    return JSONResponse(body, error.status, headers=error.headers())
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GatewayError)
+    return _told(request.url.path, error)
+
+
+async def _of_framework(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    said = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this path"}
+    response = _told(
+        request.url.path, GatewayError(error.status_code, said.get(error.status_code, error.detail))
+    )
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _not_valid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    if request.url.path.startswith("/v1"):
+        return await openai.handle_validation(request, error)
+    return _told(request.url.path, invalid("; ".join(str(each["msg"]) for each in error.errors())))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=GONE)

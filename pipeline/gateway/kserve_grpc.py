@@ -1,0 +1,233 @@
+"""KServe's gRPC protocol, with Triton's decoupled streaming, for the models behind the gateway.
+
+Requests go the way of all others (:mod:`.service`): Triton's own gRPC is not used.  Of its calls there are
+those that ask what is there, ModelInfer (one answer, whole) and ModelStreamInfer; everything else,
+shared memory and model control among it, is unimplemented.
+https://github.com/triton-inference-server/common/blob/main/protobuf/grpc_service.proto
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor
+
+from pipeline.gateway.asks import Ask, Caller, Event
+from pipeline.gateway.contract import INPUTS, OUTPUTS
+from pipeline.gateway.errors import GatewayError, invalid
+from pipeline.gateway.keys import Keys, authorised
+from pipeline.gateway.kserve import described, outputs
+from pipeline.gateway.service import Service, once, whole
+from pipeline.gateway.settings import Settings
+
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+NUMBERS = {"INT32": "<i4", "INT64": "<i8", "FP32": "<f4", "BOOL": "?"}
+CONTENTS = {
+    "BYTES": "bytes_contents",
+    "BOOL": "bool_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+}
+# Of a request's parameters these two change nothing here; any other would be ignored silently.
+PARAMETERS = ("triton_enable_empty_final_response", "binary_data_output")
+PENDING = 64  # requests of one stream that may be under way
+
+
+class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """The calls that there are; the generated base class answers UNIMPLEMENTED to the others."""
+
+    def __init__(self, service: Service, keys: Keys | None) -> None:
+        self.service, self.keys = service, keys
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:
+        return service_pb2.ServerReadyResponse(ready=not self.service.versions.ready())
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:
+        await self._caller(context)
+        current = self.service.versions.current
+        name = f"lifecycle-{current.identity}" if current else "lifecycle"
+        return service_pb2.ServerMetadataResponse(name=name, version="2", extensions=["generate"])
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:
+        await self._caller(context)
+        ready = not self.service.versions.ready() and request.name in self.service.versions.models()
+        return service_pb2.ModelReadyResponse(ready=ready)
+
+    async def ModelMetadata(self, request: Any, context: Any) -> Any:
+        await self._caller(context)
+        try:
+            self.service.versions.route(request.name)
+        except GatewayError as error:
+            await _abort(context, error)
+        return service_pb2.ModelMetadataResponse(**described(request.name))
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:
+        caller = await self._caller(context)
+        try:
+            event = await whole(self.service.answer(Ask(request.model_name, values(request), "grpc"), caller))
+        except GatewayError as error:
+            await _abort(context, error)
+        return response(request, event)
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        """Answers to the requests of a stream as they come, several at once; closing it ends them all."""
+        caller = await self._caller(context)
+        ready: asyncio.Queue[Any] = asyncio.Queue(maxsize=PENDING)
+        room = asyncio.Semaphore(PENDING)
+
+        async def one(request: Any) -> None:
+            try:
+                async with aclosing(self._answered(request, caller)) as answers:
+                    async for each in answers:
+                        await ready.put(each)
+            finally:
+                room.release()
+
+        async def all_of_them() -> None:
+            async with asyncio.TaskGroup() as group:
+                async for request in requests:
+                    await room.acquire()
+                    group.create_task(one(request))
+            await ready.put(None)
+
+        working = asyncio.create_task(all_of_them())
+        try:
+            while (answer := await ready.get()) is not None:
+                yield answer
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    async def _answered(self, request: Any, caller: Caller) -> AsyncGenerator[Any, None]:
+        """The responses to one request of a stream; what goes wrong is a response, too."""
+        try:
+            inputs = values(request)
+            events = self.service.answer(Ask(request.model_name, inputs, "grpc"), caller)
+            if inputs.get("stream") != [True]:
+                events = once(events)
+            async with aclosing(events):
+                async for event in events:
+                    yield _streamed(request, event, bool(event.finish_reason))
+        except GatewayError as error:
+            yield service_pb2.ModelStreamInferResponse(
+                error_message=error.message,
+                infer_response=service_pb2.ModelInferResponse(id=request.id, model_name=request.model_name),
+            )
+
+    async def _caller(self, context: Any) -> Caller:
+        if self.keys is None:
+            return Caller(context.peer().rpartition(":")[0])
+        metadata = dict(context.invocation_metadata())
+        try:
+            return authorised(self.keys, str(metadata.get("authorization", "")))
+        except GatewayError as error:
+            self.service.metrics.refusals.labels("unauthorized").inc()
+            await _abort(context, error)
+            raise
+
+
+async def start(settings: Settings, service: Service, keys: Keys | None) -> grpc.aio.Server:
+    """A server that listens.  Raises ``RuntimeError`` where it cannot."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", settings.limits.max_body_bytes),
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_concurrent_streams", settings.limits.max_requests),
+        ]
+    )
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(service, keys), server)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"{host}:{settings.grpc_port}"
+    if settings.tls_certificate and settings.tls_key:
+        chain, key = (Path(path).read_bytes() for path in (settings.tls_certificate, settings.tls_key))
+        server.add_secure_port(address, grpc.ssl_server_credentials([(key, chain)]))
+    else:
+        server.add_insecure_port(address)
+    await server.start()
+    return server
+
+
+def values(request: Any) -> dict[str, Any]:
+    """Values by name of a request's tensors.  Raises :class:`GatewayError`."""
+    unknown = sorted(set(request.parameters) - set(PARAMETERS))
+    if unknown:
+        raise invalid(f"unknown parameter {unknown[0]!r} of the request")
+    raw = list(request.raw_input_contents)
+    if raw and len(raw) != len(request.inputs):
+        raise invalid(f"there are {len(request.inputs)} inputs and the raw contents of {len(raw)}")
+    found: dict[str, Any] = {}
+    for place, tensor in enumerate(request.inputs):
+        name, kind = tensor.name, INPUTS.get(tensor.name)
+        if kind is None:
+            raise invalid(f"unknown parameter {name!r}; the parameters are {', '.join(INPUTS)}")
+        if name in found:
+            raise invalid(f"the input {name} is there twice")
+        if tensor.parameters:
+            raise invalid(f"the input {name} has parameters; there are none (no shared memory)")
+        if tensor.datatype != kind:
+            raise invalid(f"the datatype of {name} is {kind}, not {tensor.datatype}")
+        items = _unpacked(name, kind, raw[place]) if raw else list(getattr(tensor.contents, CONTENTS[kind]))
+        size = 1
+        for length in tensor.shape:
+            size *= length
+        if min(tensor.shape, default=1) < 0 or size != len(items):
+            raise invalid(f"the shape of {name} is {list(tensor.shape)}, and it has {len(items)} values")
+        try:
+            found[name] = [item.decode("utf-8") if isinstance(item, bytes) else item for item in items]
+        except UnicodeDecodeError:
+            raise invalid(f"{name} is not UTF-8 text") from None
+    return found
+
+
+def response(request: Any, event: Event) -> Any:
+    """The contract's outputs as a response."""
+    found = service_pb2.ModelInferResponse(id=request.id, model_name=request.model_name, model_version="1")
+    answer = outputs(event)
+    for name, kind in OUTPUTS.items():
+        found.outputs.add(name=name, datatype=kind, shape=[1])
+        value = answer[name]
+        if kind == "BYTES":
+            data = value.encode("utf-8")
+            found.raw_output_contents.append(len(data).to_bytes(4, "little") + data)
+        else:
+            found.raw_output_contents.append(value.to_bytes(4, "little"))
+    return found
+
+
+def _streamed(request: Any, event: Event, last: bool) -> Any:
+    found = response(request, event)
+    found.parameters["triton_final_response"].bool_param = last
+    return service_pb2.ModelStreamInferResponse(infer_response=found)
+
+
+def _unpacked(name: str, kind: str, data: bytes) -> list[Any]:
+    try:
+        if kind == "BYTES":
+            return [bytes(item) for item in deserialize_bytes_tensor(data)]
+        items: list[Any] = numpy.frombuffer(data, NUMBERS[kind]).tolist()
+        return items
+    except Exception:  # numpy's and struct's, on bytes that are something else
+        raise invalid(f"the bytes of {name} are no {kind}") from None
+
+
+async def _abort(context: Any, error: GatewayError) -> None:
+    await context.abort(CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)

@@ -1,0 +1,79 @@
+"""What is wrong with a request's body or path, in OpenAI's shape."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from pipeline.gateway.errors import GatewayError, invalid
+from pipeline.gateway.openai.requests import REFUSED
+
+CODES = {
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+}  # others: invalid_value
+
+
+async def handle_validation(request: Request, error: RequestValidationError) -> Response:
+    """400 with the field that is wrong in ``param``, such as ``messages[0].content``."""
+    return refused(explained(error))
+
+
+async def handle_http(request: Request, error: HTTPException) -> Response:
+    """An unknown path, a wrong method, an unreadable body: OpenAI's shape, and the headers that it came with."""
+    return refused(GatewayError(error.status_code, error.detail), error.headers)
+
+
+def refused(error: GatewayError, headers: Any = None) -> Response:
+    """An error as a response.  ASCII, since what a client wrote may hold half a surrogate pair."""
+    return Response(
+        json.dumps(error.openai()),
+        error.status,
+        {**error.headers(), **(headers or {})},
+        media_type="application/json",
+    )
+
+
+def explained(error: RequestValidationError) -> GatewayError:
+    """The error that says most, where a value fits none of a field's types.
+
+    It is the one found furthest inside, and of those one that is not about the type.
+    """
+    found = max(error.errors(), key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
+    if found["type"] == "json_invalid":
+        return invalid(f"the body is no JSON: {found['ctx']['error']} at {found['loc'][-1]}")
+    if found["loc"] == ("body",):
+        return invalid("the body must be a JSON object, and its Content-Type application/json")
+    path = _path(list(found["loc"][1:]), error.body, missing=found["type"] == "missing")
+    param = _written(path)
+    reason = next((REFUSED[name] for name in path if name in REFUSED), None)
+    code = CODES.get(found["type"], "unsupported_value" if reason else "invalid_value")
+    if found["type"] == "extra_forbidden":
+        return invalid(f"unknown parameter {param}", param, code)
+    if found["type"] == "missing":
+        return invalid(f"{param} is missing", param, code)
+    return invalid(f"{param}: {found['msg']}{f' ({reason})' if reason else ''}", param, code)
+
+
+def _path(location: list[str | int], body: Any, *, missing: bool) -> list[str | int]:
+    """The fields and places of a location, without the names of types that pydantic puts between them."""
+    path: list[str | int] = []
+    for place, step in enumerate(location):
+        if isinstance(body, dict) and (step in body or (missing and place == len(location) - 1)):
+            body = body.get(step)
+        elif isinstance(body, list) and isinstance(step, int):
+            body = body[step]
+        else:
+            continue
+        path.append(step)
+    return path
+
+
+def _written(path: list[str | int]) -> str:
+    written = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return written.removeprefix(".")

@@ -1,0 +1,153 @@
+"""What the gateway is told: one JSON file, written by the deploy stage or by the values of a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class SettingsError(ValueError):
+    """A setting that is missing, unknown or impossible; the text is meant for people."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask for, and how long anything may take (seconds)."""
+
+    max_body_bytes: int = 1_048_576
+    max_requests: int = 256  # under way at once, over all clients; more are refused with 503
+    max_tokens: int | None = None  # of one answer; None: what the model's context holds
+    requests_per_minute: int | None = None  # of one API key (of one address where there are no keys)
+    first_token_s: float = 60.0
+    between_tokens_s: float = 30.0
+    request_s: float = 600.0  # a whole answer
+    body_s: float = 30.0  # for the next part of a request's body
+    drain_s: float = 60.0  # for answers under way when a version or the gateway goes
+
+
+@dataclass(frozen=True)
+class VersionSettings:
+    """A version that is there from the start: where its Triton listens and what it serves."""
+
+    identity: str  # of the export
+    address: str  # host:port of Triton's HTTP
+    metrics: str  # host:port of Triton's own metrics, which the gateway's metrics port passes on
+    models: dict[str, dict[str, str]]  # name for clients -> {"model": Triton's name, "lora": adapter or ""}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of it.  ``control`` is the UNIX socket over which versions are switched (None: no switching)."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    metrics_host: str = "127.0.0.1"
+    control: str | None = None
+    keys_file: str | None = None  # one API key a line, "name: key"; see :mod:`.keys`
+    insecure: bool = False  # listen beyond loopback without API keys
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    probe_every_s: float = 2.0  # a version that nobody asks is asked for a token so often
+    probe_timeout_s: float = 10.0
+    log_requests: bool = True  # method, path, status, times and token counts; never prompts or answers
+    limits: Limits = field(default_factory=Limits)
+    version: VersionSettings | None = None
+
+
+def load(path: Path) -> Settings:
+    """Read and check a settings file.  Raises :class:`SettingsError`."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is no JSON: {error}") from None
+    settings = parse(found, str(path))
+    check(settings)
+    return settings
+
+
+def parse(found: Any, where: str) -> Settings:
+    """Settings of what a JSON file holds.  Raises :class:`SettingsError` for an unknown name or a wrong type."""
+    made: Settings = _made(Settings, found, where)
+    return made
+
+
+def version_of(found: Any, where: str) -> VersionSettings:
+    """A version's settings.  Raises :class:`SettingsError`."""
+    made: VersionSettings = _made(VersionSettings, found, where)
+    for name, route in made.models.items():
+        if not isinstance(route, dict) or set(route) != {"model", "lora"}:
+            raise SettingsError(f"{where}: models: {name} must have model and lora")
+    return made
+
+
+def check(settings: Settings) -> None:
+    """Raise :class:`SettingsError` for what must not be."""
+    if settings.version is not None:
+        version_of(dataclasses.asdict(settings.version), "version")
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        raise SettingsError("tls_certificate and tls_key belong together; one of them is missing")
+    if not is_loopback(settings.host) and not settings.keys_file and not settings.insecure:
+        raise SettingsError(
+            f"host is {settings.host}, which others can reach: name a keys_file with API keys, or set insecure"
+        )
+    ports = (settings.http_port, settings.grpc_port, settings.metrics_port)
+    if len(set(ports)) < len(ports):
+        raise SettingsError(f"the three ports must differ; they are {', '.join(map(str, ports))}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _made(kind: Any, found: Any, where: str) -> Any:
+    if not isinstance(found, dict):
+        raise SettingsError(f"{where}: expected an object, not {type(found).__name__}")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in found.items():
+        if name not in hints:
+            raise SettingsError(f"{where}: unknown setting {name!r}; there are {', '.join(hints)}")
+        values[name] = _value(hints[name], value, f"{where}: {name}")
+    lacking = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if lacking:
+        raise SettingsError(f"{where}: {', '.join(lacking)} is missing")
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        if dataclasses.is_dataclass(option):
+            return _made(option, value, where)
+        if typing.get_origin(option) is dict and isinstance(value, dict):
+            return value
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(option, type) and type(value) is option:
+            return value
+    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise SettingsError(f"{where} is {value!r}; it must be {wanted}")

@@ -1,0 +1,187 @@
+"""Asking Triton: one streamed request over HTTP, its events as they come.
+
+Every request is streamed, whoever asks and however: Triton notices that a client has gone only once it has
+sent something, and the contract's models send an empty part as soon as they have taken a request.
+What is sent is made here, in one piece with its length; nothing of the client's own bytes or headers reaches Triton's parser.
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_generate.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+
+from pipeline.gateway.asks import Event
+from pipeline.gateway.errors import GatewayError, failed, invalid, timed_out, unavailable
+from pipeline.gateway.settings import Limits
+from pipeline.gateway.versions import Version
+
+LONGEST_ERROR = 65_536
+METRICS_S = 5.0
+HEADERS = {"Content-Type": "application/json"}
+PROBE = {"text_input": "ready?", "max_tokens": 1, "temperature": 0.0}
+
+
+class Upstream:
+    """Connections to the Triton servers of this machine (or pod)."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=False),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def ask(self, version: Version, model: str, inputs: dict[str, Any]) -> Stream:
+        """Send a request; returns once the model has taken it.  Raises :class:`GatewayError`."""
+        stream = Stream(self.limits, version, model)
+        body = json.dumps({**inputs, "stream": True}).encode("ascii")
+        url = f"http://{version.settings.address}/v2/models/{quote(model, safe='')}/generate_stream"
+        await stream.open(self._session, url, body)
+        return stream
+
+    async def metrics(self, version: Version) -> str:
+        """Triton's own metrics, as it tells them.  Raises :class:`GatewayError`."""
+        try:
+            async with (
+                asyncio.timeout(METRICS_S),
+                self._session.get(f"http://{version.settings.metrics}/metrics") as response,
+            ):
+                return await response.text()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise unavailable(f"Triton's metrics cannot be read: {error}") from None
+
+    async def probe(self, version: Version, model: str, timeout_s: float) -> None:
+        """A real generation of one token.  Raises :class:`GatewayError` with what is wrong."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                stream = await self.ask(version, model, PROBE)
+                try:
+                    while not stream.finished:
+                        await stream.more()
+                    await stream.finish()
+                finally:
+                    stream.close()
+        except TimeoutError:
+            raise timed_out(f"no token within {timeout_s:g} s") from None
+        if not stream.tokens:
+            raise failed("the answer held no token")
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+class Stream:
+    """One answer as it comes: :meth:`more` until ``finished``, then :meth:`close`, whatever happens."""
+
+    def __init__(self, limits: Limits, version: Version, model: str) -> None:
+        self.limits = limits
+        self.version, self.model = version, model
+        self.finished = False
+        self.tokens = 0
+        self._rest = b""
+        self._response: aiohttp.ClientResponse | None = None
+        self._ends = asyncio.get_running_loop().time() + limits.request_s
+
+    async def open(self, session: aiohttp.ClientSession, url: str, body: bytes) -> None:
+        async def post() -> aiohttp.ClientResponse:
+            return await session.post(url, data=body, headers=HEADERS)
+
+        self._response = response = await self._waited(post(), self.limits.first_token_s)
+        if response.status != 200:
+            text = await self._waited(response.content.read(LONGEST_ERROR), self.limits.between_tokens_s)
+            self.close()
+            raise _refusal(response.status, text)
+
+    async def more(self) -> list[Event]:
+        """The next events, at least one.  Raises :class:`GatewayError` where the answer breaks off."""
+        assert self._response is not None
+        while True:
+            wait = self.limits.between_tokens_s if self.tokens else self.limits.first_token_s
+            data = await self._waited(self._response.content.readany(), wait)
+            if not data:
+                raise failed("the model's server ended in the middle of its answer", status=502)
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            events = [self._event(line[5:]) for line in lines if line.startswith(b"data:")]
+            if self.tokens:
+                self.version.lives[self.model] = asyncio.get_running_loop().time()
+            if events:
+                return events
+
+    async def finish(self) -> None:
+        """After the last event: read the end of the connection's message, so that the next request can use it."""
+        if self._response is not None:
+            while await self._waited(self._response.content.readany(), self.limits.between_tokens_s):
+                pass
+            self._response.release()
+            self._response = None
+
+    def close(self) -> None:
+        """Be done with it.  A connection with an unfinished answer is cut, which cancels the request in the model."""
+        if self._response is not None:
+            self._response.close()
+            self._response = None
+
+    def _event(self, data: bytes) -> Event:
+        found = json.loads(data)
+        if "error" in found:
+            self.finished = True
+            raise _of_model(500, str(found["error"]))
+        self.finished = bool(found["finish_reason"])
+        self.tokens = found["completion_tokens"]
+        logprobs = found["logprobs_output"]
+        return Event(
+            text=found["text_output"],
+            finish_reason=found["finish_reason"],
+            prompt_tokens=found["prompt_tokens"],
+            completion_tokens=self.tokens,
+            logprobs=[tuple(each) for each in json.loads(logprobs)] if logprobs else [],
+        )
+
+    async def _waited(self, coming: Any, seconds: float) -> Any:
+        """Wait for Triton, no longer than allowed, and no longer than the version is there."""
+        now = asyncio.get_running_loop().time()
+        limit = asyncio.timeout_at(now if self.version.ended else min(now + seconds, self._ends))
+        self.version.limits.add(limit)
+        try:
+            async with limit:
+                return await coming
+        except TimeoutError:
+            if self.version.ended:
+                raise failed(self.version.ended, status=502) from None
+            if asyncio.get_running_loop().time() >= self._ends:
+                raise timed_out(f"the answer was not whole within {self.limits.request_s:g} s") from None
+            what = "next" if self.tokens else "first"
+            raise timed_out(f"the {what} token did not come within {seconds:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise failed(f"the model's server broke off: {error}", status=502) from None
+        finally:
+            self.version.limits.discard(limit)
+
+
+def _refusal(status: int, body: bytes) -> GatewayError:
+    try:
+        # generate_stream sends even a refusal as an event.
+        said = str(json.loads(body.strip().removeprefix(b"data:"))["error"])
+    except (ValueError, KeyError, TypeError):
+        said = f"the model's server answered with status {status}"
+    return _of_model(status, said)
+
+
+def _of_model(status: int, said: str) -> GatewayError:
+    """What the model or its server said, as a client is told."""
+    if "is not healthy" in said:  # Triton's words for a model process that has died, with status 400
+        return unavailable("the model's process has died")
+    if status == 400:
+        return invalid(said)
+    if status == 503:
+        return unavailable(said)
+    if status == 404:  # a route that the version's settings promise, and Triton does not know
+        return failed(said, status=502)
+    return failed(said)

@@ -1,0 +1,133 @@
+"""The versions of the model: the one that is asked, and those that still answer.
+
+A version is one Triton server of one export.  Requests go to the current one; a switch changes which that is
+between two requests, and the one before goes on with what it has under way.  Everything here happens in
+the event loop's own thread, so that taking a version and counting a request on it is one act.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.gateway.errors import GatewayError, unavailable
+from pipeline.gateway.settings import VersionSettings
+
+
+@dataclass(eq=False)
+class Version:
+    """One Triton, and what is under way there.
+
+    ``limits`` holds the running time limit of each request that waits for Triton: bringing one
+    forward wakes the request.  ``fault`` says in words why the version cannot be asked.
+    """
+
+    settings: VersionSettings
+    fault: str = ""
+    lives: dict[str, float] = field(default_factory=dict)  # Triton's model to the loop time of its last token
+    under_way: int = 0
+    ended: str = ""  # why requests under way are given up
+    limits: set[asyncio.Timeout] = field(default_factory=set)
+
+    @property
+    def identity(self) -> str:
+        return self.settings.identity
+
+    def behind(self) -> list[str]:
+        """Triton's names of the models behind the names for clients."""
+        return sorted({route["model"] for route in self.settings.models.values()})
+
+    def give_up(self, why: str) -> None:
+        """End what is under way here with an error that says why."""
+        self.ended = why
+        now = asyncio.get_running_loop().time()
+        for limit in self.limits:
+            limit.reschedule(now)
+
+    def state(self) -> dict[str, Any]:
+        """For the control socket."""
+        return {
+            "identity": self.identity,
+            "address": self.settings.address,
+            "under_way": self.under_way,
+            "fault": self.fault,
+        }
+
+
+class Versions:
+    """Which version is asked."""
+
+    def __init__(self, first: VersionSettings | None = None) -> None:
+        self.current: Version | None = None
+        self.leaving: list[Version] = []
+        self.closing = False
+        self.switches = 0
+        self.created = int(time.time())
+        if first is not None:
+            self.current = Version(first, fault="it has not answered yet")
+
+    def models(self) -> dict[str, dict[str, str]]:
+        """The names that clients may use."""
+        return self.current.settings.models if self.current else {}
+
+    def fingerprint(self) -> str:
+        """What OpenAI's ``system_fingerprint`` is here: it changes with the model that answers."""
+        return f"lifecycle-{self.current.identity[:12]}" if self.current else "lifecycle"
+
+    def ready(self) -> str:
+        """Empty where requests are answered, else why they are not."""
+        if self.closing:
+            return "the gateway is shutting down"
+        if self.current is None:
+            return "no model is deployed yet"
+        return f"the model does not answer: {self.current.fault}" if self.current.fault else ""
+
+    def take(self, model: str, version: Version | None = None) -> tuple[Version, dict[str, str]]:
+        """The version to ask and its route for a model's name, counted as under way: :meth:`release` it.
+
+        The current one, or ``version``.  Raises :class:`GatewayError`: 404 for an unknown name, 503 while nobody
+        answers.
+        """
+        fault = self.ready()
+        if fault and version is None:
+            raise unavailable(fault)
+        route = self.route(model)
+        taken = version or self.current
+        assert taken is not None
+        taken.under_way += 1
+        return taken, route
+
+    def route(self, model: str) -> dict[str, str]:
+        """Where a name leads.  Raises :class:`GatewayError` (404) for a name that is not served."""
+        known = self.models()
+        if model not in known:
+            raise GatewayError(
+                404,
+                f"the model {model!r} does not exist; there is {', '.join(sorted(known)) or 'none'}",
+                code="model_not_found",
+                param="model",
+                reason="not_found",
+            )
+        return known[model]
+
+    def release(self, version: Version) -> None:
+        """A request of this version is over."""
+        version.under_way -= 1
+        if version in self.leaving and not version.under_way:
+            self.leaving.remove(version)
+
+    def switch(self, version: Version) -> Version | None:
+        """Ask this version from now on; returns the one before, which finishes what it has."""
+        before, self.current = self.current, version
+        self.switches += 1
+        self.created = int(time.time())
+        if before is not None and before.under_way:
+            self.leaving.append(before)
+        return before
+
+    def under_way(self) -> int:
+        """Requests that have been taken and are not over, on all versions."""
+        versions = [*self.leaving, *([self.current] if self.current else [])]
+        return sum(version.under_way for version in versions)

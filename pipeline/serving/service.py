@@ -1,0 +1,257 @@
+"""What a recipe serves: a gateway, the Triton of the current version behind it, and the keeper of both.
+
+``make deploy`` leaves the record of it beside the recipe's deployments; ``chat``, ``status``, ``stop``,
+``rollback``, ``trace`` and the next deployment find everything through it.  The folder of the record::
+
+    server.json            this record
+    lock                   held by who changes what runs: a deployment, a rollback, the keeper
+    gateway.json, .log     the gateway's settings and log
+    keeper.log             what the keeper saw and did
+    versions/NAME/         one Triton: links to its export, its log
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.serving import control, processes, server
+from pipeline.serving.client import Endpoint
+from pipeline.serving.processes import Mark
+from pipeline.serving.server import ServerRecord, reachable
+
+GATEWAY, KEEPER = "pipeline.gateway", "pipeline.stages.deploy.keeper"
+TERM_WAIT_S = 10.0
+KILL_WAIT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A gateway that was started; ``control`` is its control socket, ``settings`` the file that it read."""
+
+    process: Mark
+    host: str
+    http_port: int
+    grpc_port: int
+    metrics_port: int
+    tls_certificate: str | None
+    needs_key: bool
+    control: str
+    settings: str
+    log: str
+
+    @property
+    def address(self) -> str:
+        """Host and port of the HTTP endpoint."""
+        return f"{reachable(self.host)}:{self.http_port}"
+
+    @property
+    def url(self) -> str:
+        return Endpoint(self.address, "", self.tls_certificate).url
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An export that was served before: where ``rollback`` goes."""
+
+    identity: str
+    export: str
+
+
+@dataclass(frozen=True)
+class Service:
+    """Everything that runs for one recipe.
+
+    ``version`` is the current Triton, ``export`` the folder that it serves, ``models`` the names for clients (as
+    in the gateway's settings), ``previous`` the exports before, latest first; ``restarts`` counts what the keeper did.
+    """
+
+    gateway: Gateway
+    version: ServerRecord
+    export: str
+    models: dict[str, dict[str, str]]
+    previous: list[Earlier]
+    keeper: Mark | None = None
+    restarts: int = 0
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The model itself, behind the gateway."""
+        return Endpoint(self.gateway.address, self.version.model_name, self.gateway.tls_certificate)
+
+    @property
+    def identity(self) -> str:
+        """Of the export that is served."""
+        return self.version.export_identity
+
+
+def read(path: Path) -> Service | None:
+    """The record at ``path``; None where there is none or it is not one (a torn or old file)."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        gateway = plain["gateway"]
+        return Service(
+            gateway=Gateway(**{**gateway, "process": Mark(**gateway["process"])}),
+            version=ServerRecord(**plain["version"]),
+            export=str(plain["export"]),
+            models=dict(plain["models"]),
+            previous=[Earlier(**each) for each in plain["previous"]],
+            keeper=Mark(**plain["keeper"]) if plain["keeper"] else None,
+            restarts=int(plain["restarts"]),
+        )
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def write(path: Path, service: Service) -> None:
+    """Replace the record at ``path``; a reader sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(
+        json.dumps(dataclasses.asdict(service), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    os.replace(part, path)
+
+
+@contextlib.contextmanager
+def changing(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the right to change what runs; yields False where it is taken and we do not ``wait``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.parent / "lock", "w", encoding="ascii") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def gateway_runs(gateway: Gateway) -> bool:
+    """Whether the very gateway of the record is alive."""
+    return _module_runs(gateway.process, GATEWAY)
+
+
+def keeper_runs(service: Service) -> bool:
+    """Whether the keeper of the record is alive."""
+    return service.keeper is not None and _module_runs(service.keeper, KEEPER)
+
+
+def fault(service: Service) -> str:
+    """Why clients get no answers, in words; empty where they do.
+
+    Health is a real generation: the gateway asks its model for a token all the time.
+    """
+    if not gateway_runs(service.gateway):
+        return f"the gateway (process {service.gateway.process.pid}) is gone"
+    if not server.is_running(service.version):
+        return f"the server (process {service.version.pid}) is gone"
+    try:
+        return str(control.state(service.gateway.control)["ready"])
+    except control.ControlError as error:
+        return str(error)
+
+
+def status_text(service: Service | None) -> str:
+    """A line or two about the service for a person."""
+    if service is None:
+        return "no server"
+    found = fault(service)
+    if found:
+        text = f"{service.gateway.url} does not answer: {found} (log: {service.version.log})"
+    else:
+        text = f"{', '.join(sorted(service.models))} answers at {service.gateway.url}"
+    if service.restarts:
+        text += f"; the keeper has started the model anew {service.restarts} times"
+    if not keeper_runs(service):
+        text += "; its keeper is gone: nobody would start it anew"
+    return text
+
+
+def stop(service: Service) -> list[str]:
+    """Stop exactly this service; returns what happened, a line each.
+
+    The keeper first, which would start the others anew; then the gateway, which lets answers
+    under way come to their end; then Triton.
+    """
+    said = []
+    if service.keeper is not None:
+        _end(service.keeper, KEEPER)
+    how = _end(service.gateway.process, GATEWAY)
+    pid = service.gateway.process.pid
+    said.append(
+        f"the gateway at {service.gateway.url} (process {pid}) was already gone"
+        if how is None
+        else f"stopped the gateway at {service.gateway.url} (process {pid}{how})"
+    )
+    said.append(server.stop(service.version))
+    with contextlib.suppress(OSError):
+        Path(service.gateway.control).unlink()
+        Path(service.gateway.control).parent.rmdir()
+    return said
+
+
+def stop_gateway(gateway: Gateway) -> None:
+    """Stop a gateway; answers under way come to their end first."""
+    _end(gateway.process, GATEWAY)
+
+
+def stop_strays(folder: Path, known: Service | None) -> list[str]:
+    """Stop what was started in this folder and no record speaks of; returns what it was.
+
+    A start that is killed between a process's first breath and its record leaves one.
+    """
+    said = []
+    kept = {known.gateway.process.pid, known.keeper.pid if known.keeper else 0} if known else set()
+    for process in processes.everything():
+        words = process.command
+        ours = any(word.startswith(str(folder) + os.sep) for word in words)
+        for module in (GATEWAY, KEEPER):
+            if ours and module in words and process.pid not in kept:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+                said.append(f"stopped what an interrupted start had left (process {process.pid}, {module})")
+    stray = server.stop_strays(folder / "versions", known.version if known else None)
+    if stray:
+        said.append(f"stopped a server that an interrupted start had left (process {stray})")
+    return said
+
+
+def _module_runs(mark: Mark, module: str) -> bool:
+    process = mark.process()
+    return process is not None and module in process.command
+
+
+def _end(mark: Mark, module: str) -> str | None:
+    """End a process; None where it was gone, else how it had to be ended (empty: by asking)."""
+    if not _module_runs(mark, module):
+        return None
+    for number, wait in ((signal.SIGTERM, TERM_WAIT_S), (signal.SIGKILL, KILL_WAIT_S)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(mark.pid, number)
+        deadline = time.monotonic() + wait
+        while _module_runs(mark, module):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        else:
+            return ", by force" if number == signal.SIGKILL else ""
+    raise RuntimeError(f"process {mark.pid} ({module}) cannot be stopped")
+
+
+def plain(version: ServerRecord, models: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """A version as the gateway's settings have it."""
+    return {
+        "identity": version.export_identity,
+        "address": version.address,
+        "metrics": f"{reachable(version.host)}:{version.metrics_port}",
+        "models": models,
+    }

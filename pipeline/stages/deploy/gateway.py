@@ -1,0 +1,132 @@
+"""Starting the gateway of a recipe, in its own toolchain."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import ssl
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline import schema
+from pipeline.gateway import keys
+from pipeline.gateway import settings as own
+from pipeline.serving import control, service
+from pipeline.serving.processes import Mark
+from pipeline.stages.step import InputError
+from pipeline.toolchains import ROOT, Toolchain
+
+START_S = 60.0
+LOG_LINES = 15
+
+
+class StartFailed(RuntimeError):
+    """The gateway ended, or did not listen in time."""
+
+
+def settings_of(deploy: schema.Deploy, control_socket: str | None = None) -> own.Settings:
+    """The gateway's settings, but for the version."""
+    return own.Settings(
+        host=deploy.host,
+        http_port=deploy.http_port,
+        grpc_port=deploy.grpc_port,
+        metrics_port=deploy.metrics_port,
+        control=control_socket,
+        keys_file=deploy.keys_file,
+        insecure=deploy.insecure,
+        tls_certificate=deploy.tls_certificate,
+        tls_key=deploy.tls_key,
+        probe_every_s=deploy.probe_every_s,
+        limits=own.Limits(**dataclasses.asdict(deploy.limits)),
+    )
+
+
+def check(deploy: schema.Deploy) -> None:
+    """Raise :class:`InputError` for what would keep a gateway from starting, before anything is stopped for it."""
+    toolchain = Toolchain("gateway")
+    if not toolchain.ready():
+        raise InputError("the gateway toolchain is not installed as its lock says: run `make env-gateway`")
+    wanted = settings_of(deploy)
+    try:
+        own.check(wanted)
+        if wanted.keys_file is not None:
+            keys.read(Path(wanted.keys_file))
+        if wanted.tls_certificate and wanted.tls_key:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(wanted.tls_certificate, wanted.tls_key)
+    except own.SettingsError as error:
+        raise InputError(f"deploy: {error}") from None
+    except (OSError, ssl.SSLError) as error:
+        raise InputError(
+            f"deploy.tls_certificate and deploy.tls_key ({wanted.tls_certificate}, {wanted.tls_key}) cannot be "
+            f"used: {error}"
+        ) from None
+
+
+def same(running: service.Gateway, wanted: own.Settings) -> bool:
+    """Whether a gateway runs with these settings."""
+    try:
+        found = json.loads(Path(running.settings).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool({**found, "control": None} == {**dataclasses.asdict(wanted), "control": None})
+
+
+def start(folder: Path, wanted: own.Settings) -> service.Gateway:
+    """Start a gateway and wait until it can be spoken to; it has no version yet.
+
+    Raises :class:`StartFailed` with the end of its log.
+    """
+    toolchain = Toolchain("gateway")
+    # A path of a socket may have a hundred characters, and a folder of runs has more sometimes.
+    socket = str(Path(tempfile.mkdtemp(prefix="lifecycle-")) / "control.sock")
+    wanted = dataclasses.replace(wanted, control=socket)
+    file, log = folder / "gateway.json", folder / "gateway.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(dataclasses.asdict(wanted), indent=2) + "\n", encoding="utf-8")
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            [str(toolchain.python), "-m", service.GATEWAY, str(file)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            start_new_session=True,
+        )
+    made = service.Gateway(
+        process=Mark.of(process.pid),
+        host=wanted.host,
+        http_port=wanted.http_port,
+        grpc_port=wanted.grpc_port,
+        metrics_port=wanted.metrics_port,
+        tls_certificate=wanted.tls_certificate,
+        needs_key=wanted.keys_file is not None,
+        control=socket,
+        settings=str(file),
+        log=str(log),
+    )
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            control.state(socket)
+            return made
+        except control.ControlError:
+            status = process.poll()
+            if status is not None or time.monotonic() > deadline:
+                service.stop_gateway(made)
+                what = (
+                    f"ended with status {status}"
+                    if status is not None
+                    else f"did not listen within {START_S:g} s"
+                )
+                raise StartFailed(f"the gateway {what}:\n{_end(log)}") from None
+            time.sleep(0.05)
+
+
+def _end(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(f"  {line}" for line in lines[-LOG_LINES:])

@@ -1,0 +1,86 @@
+"""The keeper of a deployed model: starts anew what has died, the gateway or a model's process.
+
+    python -m pipeline.stages.deploy.keeper RUNS/RECIPE/deploy/server.json
+
+One runs beside each deployed recipe, in the serving toolchain, until ``lifecycle stop``.  Triton does not start a dead model
+process anew, and says that it is ready all the same: the gateway's probes, which are generations, tell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+
+from pipeline.gateway.settings import load
+from pipeline.serving import control, server, service
+from pipeline.stages.deploy import gateway, replace, versions
+
+LOOKS_EVERY_S = 1.0
+LONGEST_PAUSE_S = 60.0
+START_S = 600
+
+
+def main(path: Path) -> int:
+    """Keep until the record is gone, or is another keeper's."""
+    pause = LOOKS_EVERY_S
+    while True:
+        time.sleep(pause)
+        found = service.read(path)
+        if found is None or found.keeper is None or found.keeper.pid != os.getpid():
+            return 0
+        with service.changing(path, wait=False) as ours:
+            if not ours:
+                continue  # a deployment is under way
+            found = service.read(path)
+            if found is None:
+                return 0
+            try:
+                mended = mend(path, found)
+            except Exception as error:  # whatever it is, the next look may find it gone
+                _say(
+                    f"could not be mended, the next try follows in {min(2 * pause, LONGEST_PAUSE_S):g} s: {error}"
+                )
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+            else:
+                pause = LOOKS_EVERY_S
+                if mended:
+                    _say(mended)
+
+
+def mend(path: Path, found: service.Service) -> str:
+    """Start anew what is not there; returns what was done, empty where all is well."""
+    if not service.gateway_runs(found.gateway):
+        wanted = load(Path(found.gateway.settings))
+        made = gateway.start(path.parent, dataclasses.replace(wanted, control=None))
+        found = dataclasses.replace(found, gateway=made)
+        service.write(path, found)
+        if server.is_running(found.version):
+            replace.switch(made, found.version, found.models)
+            return f"the gateway was gone and has been started anew (process {made.process.pid})"
+    alive = server.is_running(found.version)
+    state = control.state(found.gateway.control)
+    if alive and state["current"] and not state["current"]["fault"]:
+        return ""
+    why = state["current"]["fault"] if alive and state["current"] else "its server is gone"
+    _say(f"the model does not answer ({why}); starting it anew")
+    server.stop(found.version)
+    export = versions.Export.read(Path(found.export))
+    record, seconds = versions.start(export, path.parent / "versions", versions.THREADS, START_S)
+    try:
+        replace.switch(found.gateway, record, found.models)
+    except BaseException:
+        server.stop(record)
+        raise
+    service.write(path, dataclasses.replace(found, version=record, restarts=found.restarts + 1))
+    return f"the model answers again, after {seconds:.1f} s for its first answer (process {record.pid})"
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
