@@ -37,21 +37,27 @@ BARE        = $(VENVS)/controller/bin/python -m pipeline $(1) $(OPTIONS)
 LIFECYCLE   = $(BARE) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
 VERBS  := plan status explain report verify chat stop cancel
 
-.PHONY: help run $(STAGES) $(VERBS) fetch diff trace gc env clean-env test lint test-unit test-faults-short \
+.PHONY: help run $(STAGES) $(VERBS) rollback fetch diff trace gc env clean-env test lint test-unit test-faults-short \
 	test-faults test-stages test-gateway test-launch test-e2e test-full slurm bench-controller bench-curation bench-training locks
 
 help:
 	@sed -n '2,12s/^# \{0,1\}//p' Makefile
-	@echo "verbs: run $(STAGES) $(VERBS) fetch diff trace gc"
+	@echo "verbs: run $(STAGES) $(VERBS) rollback fetch diff trace gc"
 	@echo "and: test test-faults test-full lint env clean-env bench-controller bench-curation bench-training"
 
-run: $(CONTROLLER) $(CORE) $(SERVING) $(AT_SITE)
+run: $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY) $(AT_SITE)
 	@$(call LIFECYCLE,run)
 
 curate pretrain train reward sample align evaluate: $(CONTROLLER) $(CORE) $(AT_SITE)
 	@$(call LIFECYCLE,$@)
 
-deploy export: $(CONTROLLER) $(CORE) $(SERVING) $(AT_SITE)
+export: $(CONTROLLER) $(CORE) $(SERVING) $(AT_SITE)
+	@$(call LIFECYCLE,$@)
+
+deploy: $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY) $(AT_SITE)
+	@$(call LIFECYCLE,$@)
+
+rollback: $(CONTROLLER) $(SERVING) $(GATEWAY)
 	@$(call LIFECYCLE,$@)
 
 $(VERBS): $(CONTROLLER)

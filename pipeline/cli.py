@@ -2,7 +2,7 @@
 
 lifecycle run llama-tiny
 lifecycle train llama-tiny --set "train.lr=1e-4 train.peft=lora"
-lifecycle plan | status | explain | report | verify | chat | stop  llama-tiny
+lifecycle plan | status | explain | report | verify | chat | rollback | stop  llama-tiny
 lifecycle trace 127.0.0.1:8000
 """
 
@@ -33,6 +33,7 @@ EXAMPLES = """examples:
   lifecycle trace 127.0.0.1:8000             from what is serving back to the data
   lifecycle report llama-tiny                one HTML file about the chain
   lifecycle chat llama-tiny                  talk to the deployed model
+  lifecycle rollback llama-tiny              serve the export before this one again
   lifecycle stop llama-tiny                  stop its server
 """
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -185,7 +186,9 @@ def _parser() -> argparse.ArgumentParser:
     verb("chat", verbs.chat, "talk to the deployed model").add_argument(
         "--once", metavar="QUESTION", help="ask one question, print the answer and leave"
     )
-    verb("stop", verbs.stop, "stop the recipe's server")
+    rollback = verb("rollback", verbs.rollback, "serve the export that was served before")
+    rollback.add_argument("--to", metavar="IDENTITY", help="the beginning of an export's identity")
+    verb("stop", verbs.stop, "stop what serves the recipe")
     verb("cancel", verbs.cancel, "take the recipe's jobs back from a cluster; what they sealed stays")
     return parser
 

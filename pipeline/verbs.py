@@ -19,7 +19,9 @@ from pipeline.runner import inputs
 from pipeline.runner.attempt import Progress
 from pipeline.runner.chain import Chain
 from pipeline.runner.display import duration, make_display
+from pipeline.runner.identity import SHORT
 from pipeline.runner.lease import attempts, holder_of, live_holder, silence_s
+from pipeline.runner.store import read_artifact
 from pipeline.summary import print_summary
 from pipeline.toolchains import ROOT
 
@@ -270,6 +272,33 @@ def chat(options: Namespace) -> int:
             f"no server of {options.recipe} is running; `make deploy RECIPE={options.recipe}` starts it"
         )
     return chat_loop(record.endpoint, sys.stdin, sys.stdout, options.once)
+
+
+def rollback(options: Namespace) -> int:
+    """Serve an export again that was served before."""
+    from pipeline.serving import service
+
+    chain = _load(options)
+    record = service.read(chain.store.server_record())
+    if record is None:
+        raise UserError(
+            f"nothing of {options.recipe} is served; `make deploy RECIPE={options.recipe}` deploys it"
+        )
+    earlier = [each for each in record.previous if options.to is None or each.identity.startswith(options.to)]
+    if not earlier:
+        known = ", ".join(each.identity[:SHORT] for each in record.previous) or "none"
+        raise UserError(
+            f"there is no export to go back to{f' that begins with {options.to}' if options.to else ''}; served before "
+            f"the present one: {known}"
+        )
+    artifact = read_artifact(Path(earlier[0].export))
+    if artifact is None:
+        raise UserError(f"the export {earlier[0].identity[:SHORT]} is no longer at {earlier[0].export}")
+    display = make_display(options.plain)
+    done = chain.serve(display, artifact, f"back to export {artifact.identity[:SHORT]}")
+    for message in done.artifact.manifest["messages"] if done.artifact else ():
+        display.console.print(message, markup=False, soft_wrap=True)
+    return 0
 
 
 def stop(options: Namespace) -> int:

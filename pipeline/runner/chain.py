@@ -246,6 +246,16 @@ class Chain:
             self.memory.save()
         return list(finished.values())
 
+    def serve(self, display: Display, export: Artifact, why: str) -> Planned:
+        """Deploy this export in the place of what is served.  Raises :class:`LifecycleError` of the kind of the failure."""
+        step = next((each for each in self.steps if each.stage.live), None)
+        if step is None:
+            raise UserError(f"the recipe {self.loaded.name} has no stage that deploys")
+        Toolchain(step.stage.toolchain).require()
+        artifacts = {parent: export for _, parent in step.parents}
+        parts = self.parts(step, artifacts)
+        return self._run_step(Planned(step, "run", why, parts, digest_of(parts)), artifacts, None, display)
+
     def _run_step(
         self,
         planned: Planned,

@@ -15,68 +15,58 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline import schema
 from pipeline.record.trace import served_models
-from pipeline.serving import processes, server
+from pipeline.serving import processes, server, service
+from pipeline.serving.client import generate_stream
+from pipeline.serving.processes import Mark
 from pipeline.stages.deploy import ports
 from pipeline.stages.step import InputError
-from tests.miniature import IDENTITY, port_settings, run_stage
+from tests.miniature import IDENTITY, port_settings
+from tests.stages.serving.deployment import Deployment
 
-
-class Deployment:
-    """Deploys one export again and again, on the same ports and record."""
-
-    def __init__(self, exported: Path, folder: Path) -> None:
-        self.exported, self.folder, self.runs = exported, folder, 0
-        self.path = folder / "server.json"
-        self.settings = port_settings()
-
-    def run(self, **settings: Any) -> tuple[int, str]:
-        self.runs += 1
-        return run_stage(
-            "deploy",
-            self.folder / f"work{self.runs}",
-            {"export": self.exported},
-            {**self.settings, **settings},
-            {"server_record": str(self.path)},
-        )
-
-    def record(self) -> server.ServerRecord:
-        record = server.read(self.path)
-        assert record is not None
-        return record
+QUESTION = "What does `socket.bind` do?"
 
 
 @pytest.fixture
 def deployment(exported: Path, tmp_path: Path) -> Iterator[Deployment]:
     made = Deployment(exported, tmp_path)
     yield made
-    record = server.read(made.path)
-    if record:
-        server.stop(record)
+    made.stop()
+
+
+def answers(found: service.Service) -> bool:
+    text = generate_stream(found.gateway.address, found.version.model_name, text=QUESTION, max_tokens=4)
+    return bool("".join(text))
 
 
 def test_stop_leaves_nothing_and_a_redeploy_replaces(
-    deployment: Deployment, deployed: server.ServerRecord
+    deployment: Deployment, deployed: service.Service
 ) -> None:
-    assert deployment.run()[0] == 0  # while `deployed` runs: two servers side by side
+    assert deployment.run()[0] == 0  # while `deployed` runs: two services side by side
     first = deployment.record()
     status, told = deployment.run()
-    assert (status, f"stopped the server at {first.address}" in told) == (0, True)
+    assert (status, f"stopped the server at {first.version.address}" in told) == (0, True)
     second = deployment.record()
-    assert not server.is_running(first)
-    assert server.probe(second, 10).ok
+    assert not server.is_running(first.version)
+    assert second.gateway == first.gateway  # clients keep their address and their connections
+    assert second.keeper == first.keeper
+    assert answers(second)
     started = time.monotonic()
-    assert "stopped the server" in server.stop(second)
-    assert time.monotonic() - started < 8
-    assert not processes.of_session(second.pid)
-    assert not list(Path("/dev/shm").glob(f"{second.shm_prefix}*"))
-    assert "already gone" in server.stop(second)
-    assert server.probe(deployed, 10).ok  # the other one was left alone
+    said = "\n".join(service.stop(second))
+    assert "stopped the gateway" in said
+    assert "stopped the server" in said
+    assert time.monotonic() - started < 10
+    assert not processes.of_session(second.version.pid)
+    assert not service.gateway_runs(second.gateway)
+    assert not service.keeper_runs(second)
+    assert not Path(second.gateway.control).parent.exists()
+    assert not list(Path("/dev/shm").glob(f"{second.version.shm_prefix}*"))
+    assert "already gone" in "\n".join(service.stop(second))
+    assert answers(deployed)  # the other one was left alone
 
 
 @pytest.mark.parametrize("needs", ["tensorrt_llm package", "vllm backend"])
@@ -99,72 +89,67 @@ def test_what_only_gpus_can_serve_is_refused_and_the_running_server_kept(
     assert status == 2
     assert f"the export is for {target}, and this machine's Triton has no {needs}" in told
     assert f"26.07-{target}-python-py3" in told
-    assert server.probe(running, 10).ok
+    assert answers(running)
 
 
-def test_a_killed_server_is_replaced(deployment: Deployment) -> None:
+def test_what_was_killed_is_seen_and_replaced(deployment: Deployment) -> None:
     assert deployment.run()[0] == 0
     first = deployment.record()
-    os.kill(first.pid, signal.SIGKILL)
-    while server.is_running(first):
+    assert first.keeper is not None
+    os.kill(first.keeper.pid, signal.SIGKILL)
+    while service.keeper_runs(first):
         time.sleep(0.05)
-    assert "is gone" in server.status_text(first)
+    assert "nobody would start it anew" in service.status_text(first)
+    os.kill(first.version.pid, signal.SIGKILL)
+    while server.is_running(first.version):
+        time.sleep(0.05)
+    assert "is gone" in service.status_text(first)
     status, told = deployment.run()
     assert status == 0, told
     assert "gone" in told
-    assert server.probe(deployment.record(), 10).ok
+    second = deployment.record()
+    assert answers(second)
+    assert service.keeper_runs(second)
+    os.kill(second.gateway.process.pid, signal.SIGKILL)
+    assert deployment.run()[0] == 0
+    assert answers(deployment.record())
 
 
-def test_a_server_that_an_interrupted_start_left_is_replaced(deployment: Deployment) -> None:
+def test_what_an_interrupted_start_left_is_stopped(deployment: Deployment) -> None:
     assert deployment.run()[0] == 0
     stray = deployment.record()
     deployment.path.unlink()  # as if the start had been killed before it wrote the record
     status, told = deployment.run()
     assert status == 0, told
-    assert f"stopped a server that an interrupted start had left (process {stray.pid})" in told
-    assert not server.is_running(stray)
-    assert server.probe(deployment.record(), 10).ok
+    assert f"stopped a server that an interrupted start had left (process {stray.version.pid})" in told
+    assert f"(process {stray.gateway.process.pid}, pipeline.gateway)" in told
+    assert not server.is_running(stray.version)
+    assert not service.gateway_runs(stray.gateway)
+    assert not service.keeper_runs(stray)
+    assert answers(deployment.record())
 
 
-def test_the_server_says_what_it_serves(deployed: server.ServerRecord) -> None:
-    (served,) = served_models(deployed.address)
-    assert served == {
-        "model": deployed.model_name,
-        "identity": IDENTITY,
-        "server": f"lifecycle-{IDENTITY}",
-    }
-
-
-def test_a_dead_model_process_is_seen_by_the_probe(deployment: Deployment) -> None:
-    assert deployment.run()[0] == 0
-    record = deployment.record()
-    stub = next(p for p in processes.of_session(record.pid) if server.STUB in p.command[0])
-    os.kill(stub.pid, signal.SIGKILL)
-    assert server.is_running(record)
-    assert not server.probe(record, 5).ok
+def test_the_server_says_what_it_serves(deployed: service.Service) -> None:
+    (served,) = served_models(deployed.gateway.address)
+    name = deployed.version.model_name
+    assert served == {"model": name, "identity": IDENTITY, "server": f"lifecycle-{IDENTITY}"}
 
 
 def test_a_stale_record_harms_nobody(deployment: Deployment) -> None:
+    assert deployment.run()[0] == 0
+    found = deployment.record()
+    deployment.stop()
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        found = processes.find(bystander.pid)
-        assert found is not None
-        stale = server.ServerRecord(
-            bystander.pid,
-            found.start_time,
-            processes.boot_id(),
-            "127.0.0.1",
-            1,
-            2,
-            3,
-            "m",
-            "i",
-            "r",
-            "l",
-            "none_",
-        )
-        server.write(deployment.path, stale)
-        assert not server.is_running(stale)  # the process is there and is no tritonserver
+        mark = Mark.of(bystander.pid)
+        version = dataclasses.replace(found.version, pid=mark.pid, start_time=mark.start_time)
+        gateway = dataclasses.replace(found.gateway, process=mark)
+        stale = dataclasses.replace(found, version=version, gateway=gateway, keeper=mark)
+        service.write(deployment.path, stale)
+        # The processes are there, and are something else.
+        assert not server.is_running(version)
+        assert not service.gateway_runs(gateway)
+        assert not service.keeper_runs(stale)
         status, told = deployment.run()
         assert status == 0, told
         assert "already gone" in told
@@ -221,10 +206,11 @@ def test_nothing_is_written_into_the_export(deployment: Deployment) -> None:
     assert stat.S_ISREG(deployment.path.stat().st_mode)
 
 
-def test_a_record_that_is_none_is_read_as_none(tmp_path: Path, deployed: server.ServerRecord) -> None:
+def test_a_record_that_is_none_is_read_as_none(tmp_path: Path, deployed: service.Service) -> None:
     path = tmp_path / "server.json"
-    assert server.read(path) is None
-    path.write_text('{"pid": 1')
-    assert server.read(path) is None
-    server.write(path, dataclasses.replace(deployed, pid=1))
-    assert not server.is_running(server.read(path) or deployed)
+    assert service.read(path) is None
+    for text in ('{"pid": 1', "[]", '{"pid": 1}'):  # torn; something else; an earlier release's
+        path.write_text(text)
+        assert service.read(path) is None
+    service.write(path, deployed)
+    assert service.read(path) == deployed
