@@ -17,8 +17,8 @@ CLIENT_GONE = 499  # nginx's number; nobody gets it, it is for logs
 class EventStream(Response):
     """Sends parts as they come.  Begins with the first one: an error before it has its own status.
 
-    Not starlette's ``StreamingResponse``, which begins at once, leaves its generator to the garbage
-    collector where the client goes while a part is being sent, and costs a third more time a part.
+    Not starlette's ``StreamingResponse``, which begins at once, and leaves its generator to the garbage
+    collector where the client goes while a part is being sent.
     """
 
     media_type = "text/event-stream"

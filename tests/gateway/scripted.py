@@ -19,7 +19,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.gateway.asks import Ask, Caller, Event
 from pipeline.gateway.errors import GatewayError, failed, invalid, unavailable
@@ -27,6 +27,7 @@ from pipeline.gateway.openai import handle_http, handle_validation, router
 
 MODEL = "assistant"
 KEY = "a-key-of-the-tests"
+LARGEST_BODY = 1_048_576
 WORDS = ["The", " quick", " brown", " fox", " jumps", " over", " the", " lazy", " d", "ö", "g", " \ufffd"]
 BEFORE = {  # said before the model takes the request
     "unavailable": unavailable("no version is up", retry_after=0.01),
@@ -106,7 +107,7 @@ class ScriptedService:
 
 
 class Doorkeeper:
-    """What the gateway's own middleware does before a route: the key, and who asks."""
+    """What the gateway's own middleware does before a route: the key, who asks, and the size of a body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -118,7 +119,17 @@ class Doorkeeper:
                 await JSONResponse(error.openai(), 401, error.headers())(scope, receive, send)
                 return
             scope.setdefault("state", {})["caller"] = Caller("tests")
-        await self.app(scope, receive, send)
+        read = 0
+
+        async def bounded() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > LARGEST_BODY:
+                raise GatewayError(413, f"the body has more than {LARGEST_BODY} bytes", code="too_large")
+            return message
+
+        await self.app(scope, bounded, send)
 
 
 async def handle_gateway(request: Request, error: GatewayError) -> JSONResponse:

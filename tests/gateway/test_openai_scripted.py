@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pipeline.gateway.errors import GatewayError
 from pipeline.gateway.openai.requests import ChatRequest, CompletionRequest
 from tests.gateway.conftest import Gateway
-from tests.gateway.scripted import WORDS, ScriptedService
+from tests.gateway.scripted import LARGEST_BODY, WORDS, ScriptedService
 
 ASKED: list[Any] = [{"role": "user", "content": "What does a fox do?"}]
 
@@ -236,6 +236,30 @@ def test_without_any_version_the_service_says_why(client: openai.OpenAI, scripte
             client.chat.completions.create(model="assistant", messages=ending("unavailable"))
     finally:
         scripted.versions.names = names
+
+
+def test_a_body_that_is_too_large(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError, match="more than") as caught:
+        client.completions.create(model="assistant", prompt="a" * LARGEST_BODY)
+    assert (caught.value.status_code, caught.value.code) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [1] * 1_000},
+        {"messages": [{"role": "user", "content": [{}] * 1_000}]},
+        {"messages": ASKED, "modalities": [1] * 1_000},
+        {"messages": ASKED, "stop": [1] * 1_000},
+        {"messages": ASKED} | {f"{name:x}": 1 for name in range(1_000)},
+        {"messages": [{f"{name:x}": 1 for name in range(1_000)}]},
+    ],
+)
+def test_of_many_mistakes_few_are_noted(fields: dict[str, Any]) -> None:
+    # Half a million fit into a body; noting them all held up everyone's answers for seven seconds.
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate({"model": "m", **fields})
+    assert caught.value.error_count() <= 3
 
 
 def test_fields_that_do_not_go_together_are_the_clients_fault() -> None:

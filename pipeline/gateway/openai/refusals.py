@@ -25,7 +25,12 @@ async def handle_validation(request: Request, error: RequestValidationError) -> 
 
 
 async def handle_http(request: Request, error: HTTPException) -> Response:
-    """An unknown path, a wrong method, an unreadable body: OpenAI's shape, and the headers that it came with."""
+    """An unknown path, a wrong method, an unreadable body: OpenAI's shape, and the headers that it came with.
+
+    FastAPI calls a body unreadable whatever was raised while it was read, a refusal of ours too.
+    """
+    if isinstance(error.__cause__, GatewayError):
+        return refused(error.__cause__)
     return refused(GatewayError(error.status_code, error.detail), error.headers)
 
 
@@ -47,7 +52,7 @@ def explained(error: RequestValidationError) -> GatewayError:
     found = max(error.errors(), key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
     if found["type"] == "json_invalid":
         return invalid(f"the body is no JSON: {found['ctx']['error']} at {found['loc'][-1]}")
-    if found["loc"] == ("body",):
+    if found["loc"] == ("body",) and found["type"] != "value_error":
         return invalid("the body must be a JSON object, and its Content-Type application/json")
     path = _path(list(found["loc"][1:]), error.body, missing=found["type"] == "missing")
     param = _written(path)
@@ -57,7 +62,8 @@ def explained(error: RequestValidationError) -> GatewayError:
         return invalid(f"unknown parameter {param}", param, code)
     if found["type"] == "missing":
         return invalid(f"{param} is missing", param, code)
-    return invalid(f"{param}: {found['msg']}{f' ({reason})' if reason else ''}", param, code)
+    message = found["msg"].removeprefix("Value error, ")
+    return invalid(f"{param or 'the body'}: {message}{f' ({reason})' if reason else ''}", param, code)
 
 
 def _path(location: list[str | int], body: Any, *, missing: bool) -> list[str | int]:
@@ -74,6 +80,6 @@ def _path(location: list[str | int], body: Any, *, missing: bool) -> list[str | 
     return path
 
 
-def _written(path: list[str | int]) -> str:
+def _written(path: list[str | int]) -> str | None:
     written = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
-    return written.removeprefix(".")
+    return written.removeprefix(".") or None

@@ -25,7 +25,14 @@ import json
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from pipeline.gateway.asks import Ask
 from pipeline.gateway.errors import invalid
@@ -36,6 +43,7 @@ SEEDS = 2**32
 LARGEST = 2**31 - 1  # of a number of tokens: the model's inputs are 32 bits wide
 SMALLEST = 1e-6  # of what must be more than 0, in 32 bits too
 COMPLETION_TOKENS = 16
+MOST_FIELDS = 100  # of one object: far more than there are
 
 NO_TOOLS = "the models are not given tools and cannot call them"
 TEXT_ONLY = "the models write text and nothing else"
@@ -85,9 +93,20 @@ Penalty = Annotated[float, Field(ge=-2, le=2)] | None
 
 
 class _Strict(BaseModel):
-    """JSON types as they are written: no "1" for 1, and no unknown field."""
+    """JSON types as they are written: no "1" for 1, and no unknown field.
+
+    A body of a megabyte can hold half a million mistakes, and noting them all would hold up everyone's answers
+    for seconds: lists are read to the first one (``fail_fast``), and so are objects of many fields.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, found: Any) -> Any:
+        if isinstance(found, dict) and len(found) > MOST_FIELDS:
+            raise ValueError(f"there are {len(found)} fields; there may be {len(cls.model_fields)}")
+        return found
 
 
 class StreamOptions(_Strict):
@@ -108,7 +127,7 @@ class Message(_Strict):
     """A turn of the conversation; what else OpenAI's messages have may be null."""
 
     role: Literal["developer", "system", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
     name: None = None
     refusal: None = None
     annotations: Nothing = None
@@ -133,7 +152,7 @@ class _Request(_Strict):
 
     model: Text
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES), Whole] | None = None
-    stop: Words | Annotated[list[Words], Field(max_length=MOST_STOP_WORDS)] | None = None
+    stop: Words | Annotated[list[Words], Field(max_length=MOST_STOP_WORDS, fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -213,12 +232,12 @@ class ChatRequest(_Request):
     ``max_completion_tokens`` is the newer name of ``max_tokens``, and counts where both are given.
     """
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=LARGEST), Whole] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=1), Whole] | None = None
     # They cannot change the answer.
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     prediction: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
@@ -231,7 +250,7 @@ class ChatRequest(_Request):
     audio: None = None
     function_call: Literal["none", "auto"] | None = None
     functions: Nothing = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = None
     moderation: None = None
     reasoning_effort: Literal["none"] | None = None
     response_format: TextFormat | None = None
@@ -266,7 +285,7 @@ class CompletionRequest(_Request):
     is text.  ``logprobs``: 0 for the chosen tokens', 1 for the likeliest ones' besides.
     """
 
-    prompt: Words | Annotated[list[Words], Field(min_length=1, max_length=MOST_CHOICES)]
+    prompt: Words | Annotated[list[Words], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)]
     logprobs: Annotated[int, Field(ge=0, le=1), Whole] | None = None
     # Refused
     best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES), Whole] | None = None
