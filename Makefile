@@ -95,7 +95,7 @@ locks:
 
 # ----------------------------------------------------------------------------- tests
 
-test: lint test-unit test-faults-short test-stages test-launch test-e2e
+test: lint test-unit test-faults-short test-stages test-gateway test-launch test-e2e
 
 lint: $(DEV)
 	@$(VENVS)/dev/bin/python -m ruff check pipeline deploy tests benchmarks

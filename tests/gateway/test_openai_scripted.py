@@ -74,8 +74,10 @@ def test_what_is_not_said_is_left_to_the_model() -> None:
 
 
 def test_choices_without_a_seed_differ() -> None:
-    several = CompletionRequest.model_validate({"model": "m", "prompt": ["a", "b"], "n": 3}).asks("cmpl-1")
+    request = CompletionRequest.model_validate({"model": "m", "prompt": ["a", "b"], "n": 3})
+    several = request.asks("cmpl-1")
     seeds = [ask.inputs["seed"] for ask in several]
+    assert seeds != [ask.inputs["seed"] for ask in request.asks("cmpl-2")]
     assert len(set(seeds[:3])) == 3
     assert seeds[:3] == seeds[3:]
     assert len({ask.inputs["request_id"] for ask in several}) == 6
