@@ -6,6 +6,7 @@ adds the file and line.  Files on disk are checked in :mod:`pipeline.runner.inpu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -14,8 +15,16 @@ from pipeline.gateway.settings import is_loopback
 from pipeline.launch.checks import site_faults
 from pipeline.schema import Optimisation
 from pipeline.schema.training import LOSS_SETTINGS
-from pipeline.serving.repository import argument_faults, owned
-from pipeline.serving.targets import PRECISIONS, TARGETS, TRTLLM, TRTLLM_ENGINE, precision_fault, width_fault
+from pipeline.serving.repository import BEHIND, argument_faults, owned
+from pipeline.serving.targets import (
+    PRECISIONS,
+    REQUEST,
+    TARGETS,
+    TRTLLM,
+    TRTLLM_ENGINE,
+    precision_fault,
+    width_fault,
+)
 
 # Values that the engines nemo and aligner can do something with.
 AUTOMODEL_ONLY: dict[str, tuple[object, ...]] = {
@@ -29,6 +38,7 @@ AUTOMODEL_ONLY: dict[str, tuple[object, ...]] = {
     "label_smoothing": (0,),
     "average": (None, False),
 }
+MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 TOLERATED = ("different", "top1_agreement", "kl", "perplexity")
 LARGEST_RATIO = 1e6  # of two sources' weights
 
@@ -91,7 +101,7 @@ def _deploy(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
 def _export(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
     export, target = recipe.export, TARGETS[recipe.export.target]
     name = export.model_name
-    if not name or name.startswith(".") or not all(c.isalnum() or c in "-_." for c in name):
+    if not MODEL_NAME.fullmatch(name):
         yield "export.model_name", f"{name!r} is part of an address: letters, digits, '-', '_' and '.' only"
     if export.parity_tokens >= recipe.model.context:
         yield "export.parity_tokens", f"leaves no room for a prompt in model.context = {recipe.model.context}"
@@ -110,16 +120,7 @@ def _export(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
         yield "export.kv_cache", f"{export.target} keeps keys and values as it computes them"
     elif export.kv_cache == "fp8" and not PRECISIONS[export.weights].modelopt:
         yield "export.kv_cache", f"fp8 needs scales, which calibration finds: {export.weights} has none"
-    for adapter in export.adapters:
-        if not adapter or adapter.startswith(".") or not all(c.isalnum() or c in "-_." for c in adapter):
-            yield "export.adapters", f"{adapter!r} names a folder: letters, digits, '-', '_' and '.' only"
-    if export.adapters and not target.adapters:
-        can = ", ".join(name for name, each in TARGETS.items() if each.adapters)
-        yield (
-            "export.adapters",
-            f"a request cannot choose an adapter on {export.target} ({can} can); export each merged model under a "
-            f"model_name of its own",
-        )
+    yield from _adapters(export)
     for key, value in export.tolerance.items():
         if key not in TOLERATED:
             yield f"export.tolerance.{key}", f"unknown; what can be tolerated: {', '.join(TOLERATED)}"
@@ -142,6 +143,29 @@ def _export(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
             f"{key} is what export.serving's own settings say, or the contract rests on",
         )
     yield from argument_faults(export, recipe.model.context)
+
+
+def _adapters(export: schema.Export) -> Iterator[tuple[str, str]]:
+    """Adapters that a target can serve, under names that are free."""
+    taken = [export.model_name, *(f"{export.model_name}{end}" for end in BEHIND.values())]
+    for adapter, path in export.adapters.items():
+        if not isinstance(path, str) or not MODEL_NAME.fullmatch(adapter):
+            yield (
+                "export.adapters",
+                f"{adapter!r} names a folder and a model: letters, digits, '-' and '_' only, and a path behind it",
+            )
+        elif adapter in taken:
+            yield (
+                "export.adapters",
+                f"{adapter!r} is the name of one of the server's own models: {', '.join(taken)}",
+            )
+    if export.adapters and not TARGETS[export.target].adapters:
+        can = ", ".join(name for name, each in TARGETS.items() if each.adapters == REQUEST)
+        yield (
+            "export.adapters",
+            f"a request cannot choose an adapter on {export.target} ({can} can); export each merged model under a "
+            f"model_name of its own",
+        )
 
 
 def _engine(

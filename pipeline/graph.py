@@ -178,6 +178,7 @@ STAGES: tuple[Stage, ...] = (
             "repository",
             "parity.json",
             "probes.json",
+            "export.json",
         ),
         purpose="one bundle and a Triton model repository",
     ),

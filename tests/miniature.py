@@ -83,7 +83,7 @@ def run_stage(
             env=environment,
             stdout=log,
             stderr=log,
-            timeout=120,
+            timeout=300,
             check=False,
         )
     events = [json.loads(line) for line in (work / "events.jsonl").read_text().splitlines()]

@@ -128,10 +128,14 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _of_framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if request.url.path.startswith("/v1"):
+        return await openai.handle_http(request, error)
+    # FastAPI makes a 400 of whatever is raised while a body is read.
+    if isinstance(error.__cause__, GatewayError):
+        return _told(request.url.path, error.__cause__)
     said = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this path"}
-    response = _told(
-        request.url.path, GatewayError(error.status_code, said.get(error.status_code, error.detail))
-    )
+    found = GatewayError(error.status_code, said.get(error.status_code, error.detail))
+    response = _told(request.url.path, found)
     response.headers.update(error.headers or {})
     return response
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import adapters as adapter_rules
 from pipeline import schema
 from pipeline.curation import path_settings
 from pipeline.documents import is_remote, local_units, suffixes
@@ -25,6 +26,7 @@ from pipeline.recipe import LoadedRecipe
 from pipeline.runner import base
 from pipeline.runner.digests import DigestMemory
 from pipeline.runner.identity import digest_of
+from pipeline.serving.targets import REQUEST, TARGETS
 from pipeline.stages.step import write_json
 from pipeline.toolchains import ROOT, Toolchain
 
@@ -61,8 +63,25 @@ def check_inputs(loaded: LoadedRecipe) -> None:
                 raise UserError(
                     f"{loaded.origin(setting)}: {setting}: {path} is no PEFT folder: it has no {file}"
                 )
+        wrong = _adapter_fault(loaded.settings.export, Path(str(path)) / ADAPTER_FILES[0])
+        if wrong:
+            raise UserError(f"{loaded.origin(setting)}: {setting}: {path}: {wrong}")
     if loaded.settings.model.base is not None:
         base.check(loaded)
+
+
+def _adapter_fault(export: schema.Export, file: Path) -> str | None:
+    """Why the target cannot serve an adapter of this configuration; None where it can."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"{file.name} cannot be read: {error}"
+    if not isinstance(config, dict):
+        return f"{file.name} holds no settings"
+    wrong = adapter_rules.fault(config)
+    if wrong is None and TARGETS[export.target].adapters == REQUEST:
+        wrong = adapter_rules.request_fault(config, export.serving.max_lora_rank)
+    return wrong
 
 
 @dataclass(frozen=True)

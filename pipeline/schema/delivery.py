@@ -97,7 +97,10 @@ class Export:
     serving: Serving = field(default_factory=Serving)
     model_name: str = setting("assistant", "the model's name on the server")
     adapters: dict[str, Any] = setting(
-        {}, "LoRA adapters that a request may choose: name to PEFT folder (trtllm, vllm)", identity=False
+        {},
+        "LoRA adapters: name to PEFT folder; chosen by a request (trtllm, vllm), or merged and a model of that name "
+        "(cpu-openvino)",
+        identity=False,
     )
     parity_prompts: int = setting(200, "held-out prompts of the parity check", ge=50)
     parity_tokens: int = setting(24, "greedy tokens compared per prompt", ge=1)
@@ -111,7 +114,7 @@ class Export:
     calibration_samples: int = setting(512, "training texts that quantisation looks at", ge=1)
     calibration_tokens: int = setting(512, "tokens of each of them, at most", ge=2)
     max_new_tokens: int = setting(64, "answer length when a request names none", ge=1)
-    kv_cache_gb: int = setting(1, "cpu-openvino: memory of the server's key-value cache", ge=1)
+    kv_cache_gb: int = setting(1, "cpu-openvino: memory of each served model's key-value cache", ge=1)
 
     def settle(self, gpus: int) -> None:
         """Put in the place of ``auto`` what it means for a recipe made for so many GPUs."""

@@ -4,6 +4,7 @@ Everything but weights and tokenizer is here, so that it can be written and chec
 
     <model_name>/config.pbtxt        one client contract on every target (``deploy/triton/config.pbtxt``)
     <model_name>/1/*.py              the contract's Python and the target's engine (``deploy/triton/``)
+    <adapter>/...                    cpu-openvino: the same for each merged variant
     <model_name>/1/model.yaml        trtllm: arguments of ``LLM()`` and ``triton_config``
     <model_name>-vllm/               vllm: Triton's own vLLM backend with ``model.json``, behind the contract
     <model_name>-engine/             trtllm-engine: Triton's TensorRT-LLM backend, and ``build.sh`` for its engines
@@ -37,6 +38,8 @@ NEEDED_BY = {
     "hugging_face.py": (targets.TRTLLM, targets.TRTLLM_ENGINE, targets.VLLM),
     "beside.py": (targets.TRTLLM_ENGINE, targets.VLLM),
 }
+# The model behind the contract's: its name goes on so.
+BEHIND = {targets.VLLM: "-vllm", targets.TRTLLM_ENGINE: "-engine"}
 MOUNT = "/models"  # where the containers see the repository: vLLM's arguments need whole paths
 CHECKPOINT = "checkpoint"  # the Hugging Face folder inside a version
 CANCEL_CHECK_MS = 100
@@ -46,21 +49,36 @@ LORA_MODULES = ("attn_q", "attn_k", "attn_v", "attn_dense", "mlp_h_to_4h", "mlp_
 
 def files(export: schema.Export, identity: str, context: int) -> dict[str, str]:
     """The repository's text files by path; ``context`` is the model's, in tokens."""
-    name = export.model_name
-    found = {f"{name}/1/{path}": text for path, text in code(export.target).items()}
+    found: dict[str, str] = {}
     length = min(context, export.serving.max_length or context)
     parameters = {"max_new_tokens": str(export.max_new_tokens), "context": str(length)}
     if export.target == targets.CPU_OPENVINO:
         parameters["kv_cache_gb"] = str(export.kv_cache_gb)
     elif export.target == targets.TRTLLM_ENGINE:
         parameters["most_requests"] = str(export.serving.max_batch_size)
-    found[f"{name}/config.pbtxt"] = config(name, identity, parameters)
+    for name in fronts(export):
+        found |= {f"{name}/1/{path}": text for path, text in code(export.target).items()}
+        found[f"{name}/config.pbtxt"] = config(name, identity, parameters)
     if export.target == targets.TRTLLM:
-        found[f"{name}/1/model.yaml"] = model_yaml(export, context)
+        found[f"{export.model_name}/1/model.yaml"] = model_yaml(export, context)
     elif export.target == targets.VLLM:
         found |= vllm(export, context)
     elif export.target == targets.TRTLLM_ENGINE:
         found |= engine(export, context)
+    return found
+
+
+def fronts(export: schema.Export) -> list[str]:
+    """The models of the repository that have the client contract, the base first."""
+    merged = export.adapters if targets.TARGETS[export.target].adapters == targets.MERGED else ()
+    return [export.model_name, *merged]
+
+
+def models(export: schema.Export) -> dict[str, dict[str, str]]:
+    """The names that a client may ask for: Triton's model, and what to give it as ``lora`` ("": nothing)."""
+    found = {name: {"model": name, "lora": ""} for name in fronts(export)}
+    for adapter in export.adapters:
+        found.setdefault(adapter, {"model": export.model_name, "lora": adapter})
     return found
 
 
@@ -245,5 +263,4 @@ def argument_faults(export: schema.Export, context: int) -> list[tuple[str, str]
 
 def checkpoint_place(export: schema.Export) -> str:
     """Where in the repository the Hugging Face folder of a GPU target lies; adapters lie beside it."""
-    behind = {targets.VLLM: "-vllm", targets.TRTLLM_ENGINE: "-engine"}
-    return f"{export.model_name}{behind.get(export.target, '')}/1"
+    return f"{export.model_name}{BEHIND.get(export.target, '')}/1"

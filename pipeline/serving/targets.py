@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CPU_OPENVINO, TRTLLM, TRTLLM_ENGINE, VLLM = "cpu-openvino", "trtllm", "trtllm-engine", "vllm"
+REQUEST, MERGED = "request", "merged"
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,17 @@ PRECISIONS = {
 
 @dataclass(frozen=True)
 class Target:
-    """A serving engine: what it reads, and what it can do for a request."""
+    """A serving engine: what it reads, and what it can do for a request.
+
+    ``adapters``: "request" where a request names one, "merged" where each is a model of its own name, "" where there
+    are none.
+    """
 
     name: str
     meaning: str
     precisions: tuple[str, ...]
     default: str
-    adapters: bool = False  # chosen by a request
+    adapters: str = ""
     gpu: bool = True
 
 
@@ -101,6 +106,7 @@ TARGETS = {
             "OpenVINO GenAI on this machine's processor",
             ("fp32", "bf16", "int8", "int4"),
             "fp32",
+            adapters=MERGED,
             gpu=False,
         ),
         Target(
@@ -108,7 +114,7 @@ TARGETS = {
             "TensorRT-LLM's LLM API",
             ("bf16", "fp8", "int4-awq", "w4a8-awq", "nvfp4"),
             "bf16",
-            adapters=True,
+            adapters=REQUEST,
         ),
         Target(
             TRTLLM_ENGINE,
@@ -121,7 +127,7 @@ TARGETS = {
             "Triton's vLLM backend",
             ("bf16", "fp8", "nvfp4"),
             "bf16",
-            adapters=True,
+            adapters=REQUEST,
         ),
     )
 }

@@ -11,7 +11,8 @@ Every stage that makes a model publishes ``model.json`` beside it:
 :func:`model_folder` gives the plain Hugging Face folder of either.  It merges adapters
 itself because the serving toolchain has no PEFT and the result must not depend on the
 toolchain that merges: ``W + (alpha / rank) * B @ A``, computed in fp32 (Hu et al. 2021, section 4.1), and
-with DoRA each of its rows scaled to its learned magnitude (Liu et al. 2024, equation 5).
+with DoRA each of its rows scaled to its learned magnitude (Liu et al. 2024, equation 5).  :mod:`pipeline.adapters` has
+the scales, and what else PEFT may ask for, which is refused.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipeline import adapters
 from pipeline.attributes import asking_template
 from pipeline.stages.step import InputError, Step
 
@@ -98,20 +100,21 @@ def merge_adapter(base: Path, adapter: Path, target: Path) -> None:
     """Write to ``target`` the model of ``base`` with the LoRA ``adapter`` added to its weights.
 
     Shard by shard, so memory is needed for the largest of them only; computed in fp32 and stored in the base's own
-    precision.  Raises ``KeyError`` when the adapter names a layer that the base does not have.
+    precision.  Raises :class:`InputError` for an adapter that asks for more than this (:mod:`pipeline.adapters`), or that
+    does not belong to the base.
     """
-    import torch
     from safetensors.torch import load_file, save_file
 
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    wrong = adapters.fault(config)
+    if wrong:
+        raise InputError(f"{adapter}: {wrong}")
     deltas = {
-        name: tensor.to(torch.float32)
+        name.removeprefix("base_model.model."): tensor.float()
         for name, tensor in load_file(adapter / "adapter_model.safetensors").items()
     }
     ending = ".lora_A.weight"
-    layers = {
-        key.removeprefix("base_model.model.").removesuffix(ending) for key in deltas if key.endswith(ending)
-    }
+    layers = {key.removesuffix(ending) for key in deltas if key.endswith(ending)}
     target.mkdir(parents=True)
     index = base / "model.safetensors.index.json"
     kept = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.exists() else None
@@ -120,23 +123,34 @@ def merge_adapter(base: Path, adapter: Path, target: Path) -> None:
             weights = {name: each for name, each in load_file(file).items() if kept is None or name in kept}
             for layer in {name.removesuffix(".weight") for name in weights} & layers:
                 name = f"{layer}.weight"
-                weights[name] = (
-                    _merged(weights[name], deltas, layer, config).to(weights[name].dtype).contiguous()
-                )
+                try:
+                    merged = _merged(weights[name], deltas, layer, config)
+                except (KeyError, RuntimeError) as error:
+                    raise InputError(
+                        f"{adapter}: what it has for {layer} does not fit {base}'s {tuple(weights[name].shape)}: {error}"
+                    ) from error
+                weights[name] = merged.to(weights[name].dtype).contiguous()
                 layers.remove(layer)
             save_file(weights, target / file.name, metadata={"format": "pt"})
         elif file.is_file():
             shutil.copy2(file, target / file.name)
     if layers:
-        raise KeyError(f"{base} has no {', '.join(sorted(layers))}, which the adapter changes")
+        raise InputError(f"{adapter} changes {', '.join(sorted(layers))}, which {base} does not have")
+    if deltas:
+        raise InputError(
+            f"{adapter}: {', '.join(sorted(deltas)[:3])} would be left out: only LoRA's A, B and DoRA's magnitude of "
+            f"linear layers can be merged"
+        )
 
 
 def _merged(weight: Any, deltas: dict[str, Any], layer: str, config: dict[str, Any]) -> Any:
-    """One weight with its adapter, in fp32."""
-    stem = f"base_model.model.{layer}"
-    scale = config["lora_alpha"] / config["r"]
-    merged = weight.float() + scale * (deltas[f"{stem}.lora_B.weight"] @ deltas[f"{stem}.lora_A.weight"])
+    """One weight with its adapter, in fp32; what was used is taken out of ``deltas``."""
+    down, up = deltas.pop(f"{layer}.lora_A.weight"), deltas.pop(f"{layer}.lora_B.weight")
+    change = adapters.scale(config, layer, down.shape[0]) * (up @ down)
+    if change.shape != weight.shape:
+        raise RuntimeError(f"B @ A is {tuple(change.shape)}")
+    merged = weight.float() + change
     if config.get("use_dora"):
-        magnitude = deltas[f"{stem}.lora_magnitude_vector"]
+        magnitude = deltas.pop(f"{layer}.lora_magnitude_vector")
         merged *= (magnitude.flatten() / merged.norm(dim=1))[:, None]
     return merged

@@ -164,11 +164,6 @@ def test_the_repository_of_trtllm_is_whole_and_has_the_contract() -> None:
             "export.target=trtllm export.kv_cache=fp8",
             "fp8 needs scales, which calibration finds: bf16 has none",
         ),
-        ("export.target=trtllm export.adapters.a/b=/x", "'a/b' names a folder"),
-        (
-            "export.adapters.polite=/x",
-            "a request cannot choose an adapter on cpu-openvino (trtllm, vllm can)",
-        ),
         ("export.target=trtllm export.serving.arguments.trust_remote_code=true", "it stays off"),
         ("export.target=trtllm export.serving.arguments.max_batch=1", "has no 'max_batch'"),
         (

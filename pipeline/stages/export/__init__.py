@@ -6,8 +6,10 @@ Published::
                            its chat template, generation defaults, model card
     repository/            Triton model repository of the target (:mod:`pipeline.serving.repository`)
     probes.json            some prompts with the answers that a server of this export must give
-    parity.json            answers, logits and perplexity of the exported model beside Hugging Face's
-    export.json            what deployment needs to know: model name, identity, target, precision, versions
+    parity.json            answers, logits and perplexity of the exported model beside Hugging Face's; below
+                           ``variants`` the same of every merged adapter, by its model's name
+    export.json            what deployment needs to know: the names that a client may ask for, identity, target,
+                           precision, versions
 """
 
 from __future__ import annotations
@@ -15,11 +17,17 @@ from __future__ import annotations
 import shutil
 import time
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline import schema
-from pipeline.serving.repository import files
-from pipeline.stages.step import Step, write_json
+from pipeline.serving.repository import files, fronts, models
+from pipeline.stages.models import merge_adapter
+from pipeline.stages.step import InputError, Step, write_json
+
+if TYPE_CHECKING:
+    from pipeline.stages.export.targets import Exported
 
 MAKERS = ("torch", "transformers", "openvino", "openvino-genai", "optimum-intel", "nncf", "nvidia-modelopt")
 
@@ -47,32 +55,27 @@ def run(step: Step) -> None:
         file.write_text(text, encoding="utf-8")
     exported = targets.write(step, tokenizer, generation)
     converted_s = time.monotonic() - started
-    step.phase("parity check")
-    try:
-        reference = bundle.reference(step, generation)
-        result = parity.check(step, reference, tokenizer, exported.at_work, exported.engine)
-    finally:
-        exported.close()
-    result |= exported.figures
-    result["faults"] += exported.faults
-    probes = {
-        "tokens": settings.parity_tokens,
-        "different": result["tolerance"]["different"],
-        "answers": result.pop("probes"),
-    }
-    write_json(step.output / "probes.json", probes)
-    write_json(step.output / "parity.json", result)
-    if result["faults"]:
-        fault = (
-            f"the exported model is not the trained one: {'; '.join(result['faults'])}; see parity.json in the step's "
-            f"output"
-        )
+    result = _held(step, step.output / "bundle", tokenizer, generation, exported)
+    faults = list(result["faults"])
+    variants = {}
+    for name in fronts(settings)[1:]:
+        step.phase(f"{name}, merged")
+        merged = _merged(step, name, str(settings.adapters[name]))
+        exported = targets.openvino_model(step, tokenizer, name, merged)
+        variants[name] = _held(step, merged, tokenizer, generation, exported)
+        faults += [f"{name}: {fault}" for fault in variants[name]["faults"]]
+        shutil.rmtree(merged)
+    write_json(step.output / "probes.json", _probes(settings, {settings.model_name: result, **variants}))
+    write_json(step.output / "parity.json", {**result, "variants": variants})
+    if faults:
+        fault = f"the exported model is not the trained one: {'; '.join(faults)}; see parity.json in the step's output"
         step.error(fault)
         raise RuntimeError(fault)
     write_json(
         step.output / "export.json",
         {
             "model_name": settings.model_name,
+            "models": models(settings),
             "identity": step.identity,
             "target": settings.target,
             "weights": settings.weights,
@@ -82,12 +85,15 @@ def run(step: Step) -> None:
         },
     )
     step.message(parity.describe(result))
+    for name, figures in variants.items():
+        step.message(f"{name}: {parity.describe(figures)}")
     counts = {name: result[name] for name in ("prompts", "equal", "excused", "different", "template_equal")}
     step.finish(
         metrics={
             **counts,
             "target": settings.target,
             "weights": settings.weights,
+            "models": len(models(settings)),
             **{f"logits_{name}": value for name, value in result["logits"].items()},
             **{f"perplexity_{name}": value for name, value in (result["perplexity"] or {}).items()},
             "conversion_s": round(converted_s, 1),
@@ -95,6 +101,44 @@ def run(step: Step) -> None:
         headline=f"{settings.target} {settings.weights}, parity {result['equal'] + result['excused']}/"
         f"{result['prompts']}",
     )
+
+
+def _held(
+    step: Step, source: Path, tokenizer: Any, generation: dict[str, Any], exported: Exported
+) -> dict[str, Any]:
+    """The exported model beside the one that it was made of, in the folder ``source``; it is closed then."""
+    from pipeline.stages.export import bundle, parity
+
+    step.phase("parity check")
+    try:
+        reference = bundle.reference(source, generation)
+        result = parity.check(step, reference, tokenizer, exported.at_work, exported.engine)
+    finally:
+        exported.close()
+    return result | exported.figures | {"faults": result["faults"] + exported.faults}
+
+
+def _merged(step: Step, name: str, adapter: str) -> Path:
+    """A Hugging Face folder of the bundle with an adapter in its weights."""
+    folder = step.state / "merged"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        merge_adapter(step.output / "bundle", Path(adapter), folder)
+    except InputError as error:
+        raise InputError(f"export.adapters.{name}: {error}") from error
+    return folder
+
+
+def _probes(settings: schema.Export, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The prompts that a server will be asked, out of each model's comparison, in turn."""
+    found = [
+        [{"model": name, **each} for each in result.pop("probes")] for name, result in results.items()
+    ]
+    return {
+        "tokens": settings.parity_tokens,
+        "different": max(result["tolerance"]["different"] for result in results.values()),
+        "answers": [each for row in zip_longest(*found) for each in row if each is not None],
+    }
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from pipeline.stages import models
@@ -41,22 +42,20 @@ def write(step: Step) -> tuple[Any, Any, dict[str, Any]]:
     return model, tokenizer, defaults
 
 
-def load(step: Step, dtype: Any) -> Any:
-    """The bundle's model, read from its files, in evaluation mode; on GPUs where there are any (not executed here)."""
+def load(folder: Path, dtype: Any) -> Any:
+    """The model of a bundle, read from its files, in evaluation mode; on GPUs where there are any (not executed here)."""
     import torch
     from transformers import AutoModelForCausalLM
 
     place = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    return AutoModelForCausalLM.from_pretrained(
-        step.output / "bundle", dtype=dtype, local_files_only=True, **place
-    ).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, **place).eval()
 
 
-def reference(step: Step, generation: dict[str, Any]) -> Reference:
-    """The bundle's model in fp32, to be asked."""
+def reference(folder: Path, generation: dict[str, Any]) -> Reference:
+    """The model of a bundle in fp32, to be asked."""
     import torch
 
-    return Reference(load(step, torch.float32), generation["eos_token_id"], generation["pad_token_id"])
+    return Reference(load(folder, torch.float32), generation["eos_token_id"], generation["pad_token_id"])
 
 
 def generation_defaults(given: dict[str, Any], config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def check(
         _count(tokens, tokenizer, prompt, ours, wanted, theirs)
         if ours == wanted and len(prompt) < room and len(probes) < PROBES:
             text = tokenizer.decode(ours, skip_special_tokens=True)
-            probes.append({"model": settings.model_name, "messages": messages[:1], "text": text})
+            probes.append({"messages": messages[:1], "text": text})
         step.progress(done, len(prompts), "prompts")
     perplexity = _perplexity(step, reference, tokenizer, exported)
     tolerance = replace(TOLERANCES[settings.weights], **settings.tolerance)

@@ -36,7 +36,7 @@ def write(step: Step, tokenizer: Any, generation: dict[str, Any]) -> Exported:
     """Write the weights into ``output/repository``, from the bundle."""
     settings = step.section(schema.Export)
     if settings.target == CPU_OPENVINO:
-        return _openvino(step, tokenizer)
+        return openvino_model(step, tokenizer, settings.model_name, step.output / "bundle")
     version = step.output / "repository" / checkpoint_place(settings)
     if settings.target == TRTLLM_ENGINE:
         return _engine_checkpoint(step, tokenizer, generation, version)
@@ -45,19 +45,18 @@ def write(step: Step, tokenizer: Any, generation: dict[str, Any]) -> Exported:
     return exported
 
 
-def _openvino(step: Step, tokenizer: Any) -> Exported:
+def openvino_model(step: Step, tokenizer: Any, name: str, source: Path) -> Exported:
+    """The model ``name`` of a repository for the CPU, from the Hugging Face folder ``source``."""
     import torch
 
     from pipeline.stages.export import bundle, openvino
 
     settings = step.section(schema.Export)
-    version = step.output / "repository" / settings.model_name / "1"
+    version = step.output / "repository" / name / "1"
     kind = torch.bfloat16 if settings.weights == "bf16" else torch.float32
-    openvino.convert(bundle.load(step, kind), tokenizer, version / "openvino", settings.weights)
+    openvino.convert(bundle.load(source, kind), tokenizer, version / "openvino", settings.weights)
     # The defaults of requests, the same bytes as the bundle's.
-    shutil.copyfile(
-        step.output / "bundle" / "generation_config.json", version / "openvino" / "generation_config.json"
-    )
+    shutil.copyfile(source / "generation_config.json", version / "openvino" / "generation_config.json")
     exported = openvino.Exported(version, kv_cache_gb=settings.kv_cache_gb, threads=step.threads)
     return Exported(exported, exported.engine, close=exported.close)
 
@@ -70,7 +69,7 @@ def _checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], folder: 
     from pipeline.stages.export import bundle, quantise, quantised
 
     settings = step.section(schema.Export)
-    half = bundle.load(step, torch.bfloat16)
+    half = bundle.load(step.output / "bundle", torch.bfloat16)
     if not PRECISIONS[settings.weights].modelopt:
         half.save_pretrained(folder)
         quantise.finish(tokenizer, folder, generation)
@@ -101,7 +100,7 @@ def _engine_checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], v
     from pipeline.stages.export import bundle, engine_checkpoint, quantise
 
     settings = step.section(schema.Export)
-    half = bundle.load(step, torch.bfloat16)
+    half = bundle.load(step.output / "bundle", torch.bfloat16)
     quantised = bool(PRECISIONS[settings.weights].modelopt)
     whole = {} if quantised else {name: tensor.cpu().clone() for name, tensor in half.state_dict().items()}
     figures: dict[str, Any] = {"ranks": settings.serving.tensor}
