@@ -132,6 +132,27 @@ TARGETS = {
     )
 }
 
+
+@dataclass(frozen=True)
+class Image:
+    """A published container that has a target's engine, in the newest release that the target was written for."""
+
+    repository: str
+    tag: str
+    engine: str
+
+    def __str__(self) -> str:
+        return f"{self.repository}:{self.tag}, {self.engine}"
+
+
+# https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/introduction/compatibility.html
+TRITON = "nvcr.io/nvidia/tritonserver"
+IMAGES = {
+    TRTLLM: Image(TRITON, "26.07-trtllm-python-py3", "TensorRT-LLM 1.2.1"),
+    TRTLLM_ENGINE: Image(TRITON, "26.07-trtllm-python-py3", "TensorRT-LLM 1.2.1"),
+    VLLM: Image(TRITON, "26.07-vllm-python-py3", "vLLM 0.24.0"),
+}
+
 # Data centre and workstation GPUs by the name that nvidia-smi gives, without "NVIDIA" and the memory's size.
 GPUS = {
     "A100": AMPERE, "A30": AMPERE, "A40": AMPERE, "A10": AMPERE, "A10G": AMPERE, "RTX A6000": AMPERE,

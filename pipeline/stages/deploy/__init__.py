@@ -20,16 +20,12 @@ from pathlib import Path
 from pipeline import schema
 from pipeline.serving import control, server, service
 from pipeline.serving.processes import Mark
+from pipeline.serving.targets import IMAGES
 from pipeline.stages.deploy import gateway, ports, probes, replace, triton, versions
 from pipeline.stages.step import InputError, Step, write_json
 from pipeline.toolchains import ROOT
 
-# Containers that have the engine of a target, with the newest release that it was written for.
-IMAGES = {
-    "trtllm": "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3, TensorRT-LLM 1.2.1",
-    "trtllm-engine": "nvcr.io/nvidia/tritonserver:26.07-trtllm-python-py3, TensorRT-LLM 1.2.1",
-    "vllm": "nvcr.io/nvidia/tritonserver:26.07-vllm-python-py3, vLLM 0.24.0",
-}
+
 REMEMBERED = 5  # exports that `rollback` can go back through
 
 

@@ -131,9 +131,7 @@ def _merged(step: Step, name: str, adapter: str) -> Path:
 
 def _probes(settings: schema.Export, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The prompts that a server will be asked, out of each model's comparison, in turn."""
-    found = [
-        [{"model": name, **each} for each in result.pop("probes")] for name, result in results.items()
-    ]
+    found = [[{"model": name, **each} for each in result.pop("probes")] for name, result in results.items()]
     return {
         "tokens": settings.parity_tokens,
         "different": max(result["tolerance"]["different"] for result in results.values()),
