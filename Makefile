@@ -32,13 +32,17 @@ TRACKING   := $(VENVS)/tracking/$(STAMP)
 AT_SITE    := $(if $(filter-out local ray,$(SITE)),$(LAUNCH)) $(if $(findstring tracking.,$(SET)),$(TRACKING))
 NEMO       := $(VENVS)/nemo/$(STAMP)
 DEV        := $(VENVS)/dev/$(STAMP)
+CHARTS     := $(VENVS)/charts/$(STAMP)
+PROMTOOL   := $(VENVS)/promtool/usr/bin/promtool
 BENCH      := $(VENVS)/bench/$(STAMP)
 BARE        = $(VENVS)/controller/bin/python -m pipeline $(1) $(OPTIONS)
 LIFECYCLE   = $(BARE) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
+ENVIRONMENTS := controller core serving gateway launch tracking nemo dev charts bench bench-datatrove bench-data-juicer
 VERBS  := plan status explain report verify chat stop cancel
 
 .PHONY: help run $(STAGES) $(VERBS) rollback fetch diff trace gc env clean-env test lint test-unit test-faults-short \
-	test-faults test-stages test-gateway test-launch test-e2e test-full slurm bench-controller bench-curation bench-training locks
+	test-faults test-stages test-gateway test-launch test-deploy test-e2e test-full slurm compose promtool bench-controller \
+	bench-curation bench-training locks
 
 help:
 	@sed -n '2,12s/^# \{0,1\}//p' Makefile
@@ -87,15 +91,15 @@ env-%: $(VENVS)/%/$(STAMP)
 	@:
 
 clean-env:
-	rm -rf $(addprefix $(VENVS)/,controller core serving gateway launch tracking nemo dev bench bench-datatrove bench-data-juicer)
+	rm -rf $(addprefix $(VENVS)/,$(ENVIRONMENTS) promtool)
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:
-	@$(PYTHON) -m pipeline.toolchains lock controller core serving gateway launch tracking nemo dev bench bench-datatrove bench-data-juicer
+	@$(PYTHON) -m pipeline.toolchains lock $(ENVIRONMENTS)
 
 # ----------------------------------------------------------------------------- tests
 
-test: lint test-unit test-faults-short test-stages test-gateway test-launch test-e2e
+test: lint test-unit test-faults-short test-stages test-gateway test-launch test-deploy test-e2e
 
 lint: $(DEV)
 	@$(VENVS)/dev/bin/python -m ruff check pipeline deploy tests benchmarks
@@ -131,6 +135,24 @@ slurm:
 	[ -z "$$missing" ] || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y \
 		--no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; } || \
 	{ echo "Slurm could not be installed; test-launch needs slurmctld, slurmd, slurm-client and munge" >&2; exit 1; }
+
+# What is deployed on GPUs, by Helm's library, published schemas, docker-compose, promtool, Slurm and Triton; no GPU.
+test-deploy: $(CHARTS) $(SERVING) slurm compose promtool
+	$(VENVS)/charts/bin/python -m pytest tests/deploy
+
+# docker-compose without Docker: Debian's or Ubuntu's package, as root.
+compose:
+	@command -v docker-compose >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install \
+		-qq -y --no-install-recommends docker-compose >/dev/null; } || \
+	{ echo "docker-compose could not be installed; test-deploy needs it" >&2; exit 1; }
+
+# promtool out of Debian's or Ubuntu's prometheus; the package is not installed, since that starts a server.
+promtool: $(PROMTOOL)
+
+$(PROMTOOL):
+	@mkdir -p $(VENVS)/promtool && cd $(VENVS)/promtool && apt-get update -qq && apt-get download -qq prometheus && \
+	dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract ./usr/bin/promtool && rm prometheus_*.deb || \
+	{ echo "Debian's package prometheus could not be fetched; test-deploy needs its promtool" >&2; exit 1; }
 
 test-e2e: $(DEV) $(CONTROLLER) $(CORE) $(SERVING) $(TRACKING)
 	$(VENVS)/dev/bin/python -m pytest tests/e2e -m "not full"

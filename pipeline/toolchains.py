@@ -33,12 +33,21 @@ NAMES = (
     "tracking",
     "nemo",
     "dev",
+    "charts",
     "bench",
     "bench-datatrove",
     "bench-data-juicer",
 )
 # Others: DEFAULT_GB.
-NEEDS_GB = {"controller": 0.2, "core": 6.0, "serving": 6.0, "launch": 1.5, "nemo": 5.0, "dev": 0.5}
+NEEDS_GB = {
+    "controller": 0.2,
+    "core": 6.0,
+    "serving": 6.0,
+    "launch": 1.5,
+    "nemo": 5.0,
+    "dev": 0.5,
+    "charts": 0.6,
+}
 DEFAULT_GB = 1.0
 STAMP = ".lock-digest"
 LOCK_HEADER = "# Written by `make locks`; every package that the environment holds, transitive ones included."

@@ -1,0 +1,188 @@
+"""One file of values, made of an export, and the files that are made of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import recipe
+from pipeline.errors import UserError
+from pipeline.gateway import settings as gateway
+from pipeline.serving import cluster
+from pipeline.serving.targets import IMAGES, TARGETS
+from tests.deploy.conftest import DIGEST, IDENTITY, SETS, laid, values
+
+ROOT = cluster.ROOT
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "pod", "nodes", "mode"),
+    [
+        ({}, 8, 1, 1, "alone"),
+        ({"tensor": 8}, 8, 8, 1, "spawn"),
+        ({"tensor": 2, "pipeline": 2}, 8, 4, 1, "spawn"),
+        ({"tensor": 8, "pipeline": 2}, 8, 8, 2, "spawn"),
+        ({"tensor": 4}, 1, 1, 4, "spawn"),
+        ({"target": "vllm", "tensor": 4}, 4, 4, 1, "alone"),
+        ({"target": "trtllm-engine"}, 1, 1, 1, "alone"),
+    ],
+)
+def test_gpus_are_laid_out_over_machines(
+    settings: dict[str, Any], gpus: int, pod: int, nodes: int, mode: str
+) -> None:
+    made = values(gpus, **settings)
+    assert (made["gpus"]["perPod"], made["multinode"]["size"], made["triton"]["mode"]) == (pod, nodes, mode)
+    assert ("sshSecret" in made["multinode"]) == ("image" in made["multinode"]) == (nodes > 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "said"),
+    [
+        ({"target": "cpu-openvino"}, 8, "export.target is cpu-openvino, which this machine serves"),
+        ({"tensor": 8, "pipeline": 3}, 16, "24 GPUs, which do not fill machines of 16"),
+        ({"target": "vllm", "tensor": 16}, 8, "several machines serve export.target=trtllm alone"),
+        ({"target": "trtllm-engine", "tensor": 2}, 8, "trtllm-engine is served on one here"),
+    ],
+)
+def test_what_cannot_be_served_is_told(settings: dict[str, Any], gpus: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        values(gpus, **settings)
+
+
+def test_every_target_for_gpus_has_an_image_without_an_invented_digest() -> None:
+    assert set(IMAGES) == {name for name, target in TARGETS.items() if target.gpu}
+    for target in IMAGES:
+        image = values(target=target)["image"]
+        assert image["digest"] == ""
+        assert image["repository"].startswith("nvcr.io/nvidia/")
+        assert cluster.image_name(image) == f"{image['repository']}:{image['tag']}"
+        assert cluster.image_name({**image, "digest": DIGEST}) == f"{image['repository']}@{DIGEST}"
+
+
+@pytest.mark.parametrize("container", [True, False])
+@pytest.mark.parametrize("name", SETS)
+def test_the_gateway_takes_its_settings(name: str, container: bool) -> None:
+    for tls in (False, True):
+        chosen = laid(SETS[name], local={"tls": tls})
+        made = cluster.gateway_settings(chosen, container=container)
+        read = gateway.parse(json.loads(json.dumps(made)), "values")
+        gateway.check(read)
+        assert read.version is not None
+        assert read.version.identity == IDENTITY
+        assert read.keys_file is not None
+        assert bool(read.tls_certificate) == tls
+        host = read.version.address.rpartition(":")[0]
+        assert gateway.is_loopback(host), "Triton is asked over loopback"
+        assert gateway.is_loopback(read.host) != container
+
+
+def test_adapters_are_names_for_clients() -> None:
+    routes = SETS["adapters"]["model"]["routes"]
+    assert routes["assistant"] == {"model": "assistant", "lora": ""}
+    assert routes["french"] == {"model": "assistant", "lora": "french"}
+
+
+def written(folder: Path, settings: str) -> tuple[list[Path], dict[str, Any]]:
+    loaded = recipe.load("llama-8b", ROOT, settings, site="kubernetes")
+    repository = Path("/data/runs/llama-8b/export/1f3a/repository")
+    files = cluster.written(folder, loaded.settings, IDENTITY, repository)
+    return files, yaml.safe_load((folder / "values.yaml").read_text())
+
+
+def test_a_recipe_gives_values_and_what_is_made_of_them(tmp_path: Path) -> None:
+    site = (
+        "site.kubernetes.memory=512Gi site.kubernetes.shared_memory=64Gi site.kubernetes.claim=models "
+        'site.kubernetes.node_selector=["nvidia.com/gpu.product=H100"] site.slurm.account=chat'
+    )
+    files, made = written(tmp_path, f"export.serving.tensor=8 export.gpu=H100 {site}")
+    assert {file.name for file in files} == {path.name for path in tmp_path.iterdir()}
+    assert {file.name for file in files} == {
+        "values.yaml", "compose.env", "gateway.json", "serve.sbatch", "gateway-slurm.json"
+    }  # fmt: skip
+    assert made["gpus"] == {"perPod": 8, "resource": "nvidia.com/gpu", "kind": "H100"}
+    assert made["model"]["claim"] == {"name": "models", "path": "runs/llama-8b/export/1f3a/repository"}
+    assert made["triton"]["resources"]["memory"] == "512Gi"
+    assert made["triton"]["sharedMemory"] == "64Gi"
+    assert made["nodeSelector"] == {"nvidia.com/gpu.product": "H100"}
+    assert "#SBATCH --account=chat\n" in (tmp_path / "serve.sbatch").read_text()
+    gateway.load(tmp_path / "gateway.json")
+    gateway.load(tmp_path / "gateway-slurm.json")
+
+
+def test_several_machines_have_no_file_for_compose(tmp_path: Path) -> None:
+    files, made = written(tmp_path, "export.serving.tensor=8 export.serving.pipeline=2")
+    assert made["multinode"]["size"] == 2
+    assert made["multinode"]["sshSecret"] == "assistant-ssh"
+    assert "compose.env" not in {file.name for file in files}
+    with pytest.raises(UserError, match="laid over 2 machines and compose has one"):
+        cluster.compose_environment(made)
+
+
+def make_again(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.serving.cluster", str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_changed_values_change_everything_made_of_them(tmp_path: Path) -> None:
+    written(tmp_path, "export.serving.tensor=8")
+    file = tmp_path / "values.yaml"
+    changed = laid(yaml.safe_load(file.read_text()), image={"digest": DIGEST}, local={"tls": True})
+    changed["gateway"]["settings"]["limits"]["drain_s"] = 240
+    file.write_text(yaml.safe_dump(changed))
+    done = make_again(tmp_path)
+    assert done.returncode == 0, done.stderr
+    environment = (tmp_path / "compose.env").read_text()
+    assert f"TRITON_IMAGE=nvcr.io/nvidia/tritonserver@{DIGEST}\n" in environment
+    assert "DRAIN=300s\n" in environment
+    assert f"nvidia/tritonserver@{DIGEST}" in (tmp_path / "serve.sbatch").read_text()
+    assert gateway.load(tmp_path / "gateway.json").tls_key == "/etc/lifecycle/tls/tls.key"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot be read"),
+        ("a: [", "is no YAML"),
+        ("model: {}\n", "image, gpus"),
+        ("7\n", "model, image"),
+    ],
+)
+def test_a_folder_without_values_is_told(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "values.yaml").write_text(text)
+    done = make_again(tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_gateways_image_is_built_of_what_is_there() -> None:
+    lines = (cluster.DEPLOY / "gateway" / "Dockerfile").read_text().splitlines()
+    copied = [line.split()[1] for line in lines if line.startswith("COPY")]
+    assert copied == ["configs/toolchains/gateway.lock", "pipeline/__init__.py", "pipeline/gateway"]
+    assert all((ROOT / path).exists() for path in copied if "gateway.lock" not in path)
+    assert "USER 1000:1000" in lines
+    assert not any("torch" in line for line in lines if not line.startswith("#"))
+
+
+def test_the_gateways_settings_need_nothing_of_the_rest() -> None:
+    """What the image does not have must not be imported."""
+    command = (
+        "import sys, pipeline.gateway.settings; print([m for m in sys.modules if m.startswith('pipeline')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=dict(os.environ),
+    )
+    assert all(name in ("pipeline",) or "gateway" in name for name in eval(done.stdout))
