@@ -61,6 +61,7 @@ class Stage:
 
 MODELS = ("pretrain", "train", "align")
 TRAINING = ("pretrain", "train", "reward", "align")  # spread over GPUs and machines
+READING = ("sample", "evaluate", "export")  # over the GPUs of one machine, where there are any
 DATA_AND_MODELS = (("data", ("curate",)), *((name, (name,)) for name in MODELS))
 NEMO = ("nemo", "nemo", "pipeline.engines.nemo.step")
 

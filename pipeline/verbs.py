@@ -12,7 +12,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from pipeline import recipe as recipes
-from pipeline.errors import UserError
+from pipeline.errors import LifecycleError, UserError
 from pipeline.graph import STAGES, descendants
 from pipeline.layers import Origin, leaves, locate
 from pipeline.runner import inputs
@@ -64,7 +64,19 @@ def _submit(chain: Chain, target: str | None, options: Namespace) -> int:
         print("nothing to submit", file=say)
     elif not options.dry_run:
         print(f"`lifecycle status {options.recipe}` shows them; {sent.folder}", file=say)
+    if options.dry_run and target == "export":
+        _rehearse(chain)
     return 0
+
+
+def _rehearse(chain: Chain) -> None:
+    """Write the repository that the export would, as far as it is text, and say what it is and is not."""
+    from pipeline.serving.rehearsal import rehearse, words_of
+
+    done = rehearse(chain.loaded.settings, chain.store.root / "dry-run" / "repository")
+    print(words_of(done, chain.loaded.settings), file=sys.stderr)
+    if done.faults:
+        raise LifecycleError(f"the repository is not what its readers take: {done.faults[0]}")
 
 
 def plan(options: Namespace) -> int:

@@ -10,6 +10,10 @@ bytes x width for every other.  Logits, a token: bf16 and fp32, their log-softma
 x vocabulary; of a block of positions only for next-token training in one process
 (``engines/automodel/linear_loss.py``).  A tenth is added for fragmentation, and 1.5 GB for the CUDA
 context and communication.  Nothing here was held to a GPU.
+
+Steps that only read a model (:func:`reading`) spread it over their GPUs, 2 bytes a parameter, or hold it in main
+memory, 4 bytes; the export writes its bundle from main memory, and then has two models in fp32 beside each other: the
+bundle's on GPUs where there are any, and what the written checkpoint means in main memory.
 """
 
 from __future__ import annotations
@@ -112,3 +116,21 @@ def _buffers(model: Model, settings: Optimisation, processes: int, total: int, g
     embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_embeddings else 2)
     layer = (total - embeddings) / model.layers
     return (4.0 if settings.precision == "fp32" else 2.0) * (2 * layer + embeddings) / shape.tensor
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that a step holds on all its GPUs together, and in main memory."""
+
+    gpus: float
+    main: float
+
+
+def reading(model: Model, stage: str, gpu_bytes: float) -> Held:
+    """What ``sample``, ``evaluate`` or ``export`` holds, with so many bytes on all GPUs together (0: none)."""
+    whole = FRAGMENTATION * parameters(model)
+    if stage != "export":
+        return Held(2 * whole, 0.0) if gpu_bytes else Held(0.0, 4 * whole)
+    # The reference goes where there is room, and the rest of it stays in main memory.
+    placed = min(4 * whole, gpu_bytes)
+    return Held(placed, 4 * whole + 4 * whole - placed)

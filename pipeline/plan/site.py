@@ -1,4 +1,4 @@
-"""Whether a site has what a recipe's training needs; refused in seconds where it has not.
+"""Whether a site has what a recipe's steps need; refused in seconds where it has not.
 
 The estimate is :mod:`pipeline.plan.memory`'s, of the base model's shape where there is one.  On
 this machine GPUs and their memory are read from ``nvidia-smi``, main memory from the kernel; a cluster
@@ -18,10 +18,10 @@ from typing import Any
 
 from pipeline import schema
 from pipeline.errors import UserError
-from pipeline.graph import TRAINING
+from pipeline.graph import READING, TRAINING
 from pipeline.launch import muster
 from pipeline.plan.layout import layout_fault
-from pipeline.plan.memory import GB, need
+from pipeline.plan.memory import GB, need, reading
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner.base import folder
 from pipeline.schema.training import Optimisation
@@ -31,6 +31,11 @@ SMALLER = (
     "peft=lora",
     "peft=lora {s}.precision=bf16-weights",
     "peft=lora {s}.precision=bf16-weights {s}.parallel.strategy=fsdp2 {s}.parallel.recompute=full {s}.micro_batch_size=1",
+)
+
+ELSEWHERE = (
+    "What can be done: submit it to a cluster (SITE=slurm or SITE=kubernetes; OPTIONS=--dry-run shows the jobs), "
+    "or try the mechanism here with RECIPE=llama-tiny, which needs no GPU."
 )
 
 
@@ -72,7 +77,7 @@ class Machine:
 
 
 def check(loaded: LoadedRecipe, stages: list[str], where: Callable[[str], Machine] | None = None) -> None:
-    """Raise :class:`UserError` when one of ``stages`` cannot be trained where it would run.
+    """Raise :class:`UserError` when one of ``stages`` cannot be trained, or its model be held, where it would run.
 
     ``where`` gives the machine of a stage; this one unless given.  The message says what is missing and the
     nearest settings that fit.
@@ -90,6 +95,12 @@ def check(loaded: LoadedRecipe, stages: list[str], where: Callable[[str], Machin
             raise UserError(
                 f"{loaded.name} cannot run {name} here: {fault}\n{_advice(loaded, name, machine)}"
             )
+    for name in (stage for stage in READING if stage in stages):
+        machine = here if where is None else where(name)
+        assert machine is not None
+        fault = _too_large(recipe, machine, name)
+        if fault:
+            raise UserError(f"{loaded.name} cannot run {name} here: {fault}\n{ELSEWHERE}")
 
 
 def shape(model: schema.Model) -> schema.Model:
@@ -109,7 +120,7 @@ def shape(model: schema.Model) -> schema.Model:
 def ask_for_gpus(recipe: schema.Recipe) -> Callable[[str], Machine]:
     """Have a cluster's site that says nothing of GPUs and machines ask for those that the recipe was made for.
 
-    Returns what the training step of a stage then has; of memory, what the recipe counts on.
+    Returns what the step of a stage then has; of memory, what the recipe counts on.
     """
     wanted, site = recipe.launch, recipe.site
     memory = (wanted.gpu_memory_gb or float("inf")) * GB
@@ -118,7 +129,7 @@ def ask_for_gpus(recipe: schema.Recipe) -> Callable[[str], Machine]:
         return lambda stage: Machine(schema.for_stage(site.kubernetes, stage).gpus, memory, float("inf"))
     site.slurm.nodes = site.slurm.nodes or wanted.nodes
     if not site.slurm.gpus_per_node and wanted.gpus:
-        for name in TRAINING:
+        for name in (*TRAINING, *READING):
             site.slurm.stages.setdefault(name, {}).setdefault("gpus_per_node", wanted.gpus)
 
     for name in TRAINING:
@@ -167,6 +178,22 @@ def _fault(recipe: schema.Recipe, settings: Optimisation, machine: Machine, name
     )
 
 
+def _too_large(recipe: schema.Recipe, machine: Machine, name: str) -> str | None:
+    """Why there is no room for a model that a step only reads."""
+    gpu_bytes = machine.gpus * machine.gpu_bytes if machine.gpus else 0.0
+    held = reading(shape(recipe.model), name, gpu_bytes)
+    for wanted, room, place in (
+        (held.gpus, gpu_bytes, "on its GPUs"),
+        (held.main, machine.main_bytes, "in main memory"),
+    ):
+        if wanted > room:
+            return (
+                f"it holds an estimated {wanted / GB:.0f} GB {place} (pipeline/plan/memory.py), and there are "
+                f"{room / GB:.0f} GB."
+            )
+    return None
+
+
 def _advice(loaded: LoadedRecipe, name: str, machine: Machine) -> str:
     """What fits: settings of this recipe, or another site."""
     recipe = loaded.settings
@@ -181,7 +208,4 @@ def _advice(loaded: LoadedRecipe, name: str, machine: Machine) -> str:
                 setattr(target, key.removeprefix("parallel."), int(value) if value.isdigit() else value)
             if _fault(recipe, changed, machine, name) is None:
                 return f'What fits here: SET="{name}.{words}"'
-    return (
-        "What can be done: submit it to a cluster (SITE=slurm or SITE=kubernetes; OPTIONS=--dry-run shows the jobs), "
-        "or try the mechanism here with RECIPE=llama-tiny, which needs no GPU."
-    )
+    return ELSEWHERE

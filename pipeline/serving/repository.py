@@ -118,7 +118,11 @@ def llm_arguments(export: schema.Export, context: int) -> dict[str, Any]:
         "max_seq_len": serving.max_length or context,
         "enable_chunked_prefill": serving.chunked_prefill,
         "kv_cache_config": cache,
+        # As NVIDIA's guides have it (docs/published-settings.md, "Serving"); by itself it stops at batches of 128.
+        "cuda_graph_config": {"enable_padding": True},
     }
+    if "batch_sizes" not in (serving.arguments.get("cuda_graph_config") or {}):  # which say the largest, too
+        found["cuda_graph_config"]["max_batch_size"] = serving.max_batch_size
     if serving.speculative:
         found["speculative_config"] = dict(serving.speculative)
     if export.adapters:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import recipe, schema
 from pipeline.errors import UserError
-from pipeline.plan.memory import GB, adapter_parameters, need, parameters
+from pipeline.plan.memory import GB, adapter_parameters, need, parameters, reading
 from pipeline.plan.site import Machine, ask_for_gpus, check
 from pipeline.toolchains import ROOT
 
@@ -88,6 +88,27 @@ def test_no_gpu_is_refused_with_what_can_be_done() -> None:
     check(load("llama-8b"), ["curate"], lambda _: NONE)  # curation needs none
 
 
+def test_a_model_that_is_only_read_has_to_fit_too() -> None:
+    for stage, told in (
+        ("evaluate", "holds an estimated 35 GB in main memory"),
+        ("export", "estimated 71 GB"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"cannot run {stage} here: .*{told}.*there are 25 GB"
+        ) as refused:
+            check(load("llama-8b"), [stage], lambda _: NONE)
+        assert "SITE=slurm" in str(refused.value)
+        check(load("llama-1b"), [stage], lambda _: NONE)
+    with pytest.raises(UserError, match="estimated 155 GB on its GPUs"):
+        check(load("llama-70b"), ["evaluate"], lambda _: ONE_H100)
+    model = load("llama-70b").settings.model
+    spread, here = (reading(model, "export", size) for size in (640 * GB, 80 * GB))
+    # What has no room on the GPUs stays in main memory.
+    assert spread.gpus + spread.main == here.gpus + here.main
+    assert here.gpus == 80 * GB
+    assert spread.gpus == spread.main == pytest.approx(4.4 * parameters(model))
+
+
 def test_too_little_memory_is_refused_with_the_setting_that_fits() -> None:
     with pytest.raises(UserError) as refused:
         check(load("llama-8b"), ["train"], lambda _: ONE_H100)
@@ -122,8 +143,10 @@ def test_a_cluster_is_asked_for_the_recipes_gpus() -> None:
     machine = ask_for_gpus(loaded.settings)
     assert (machine("train").gpus, machine("train").nodes) == (8, 1)
     assert loaded.settings.site.slurm.stages["train"]["gpus_per_node"] == 8
+    for stage in ("evaluate", "export"):
+        assert machine(stage).gpus == loaded.settings.site.slurm.stages[stage]["gpus_per_node"] == 8
     assert "curate" not in loaded.settings.site.slurm.stages
-    check(loaded, ["train", "align"], machine)
+    check(loaded, ["train", "align", "evaluate", "export"], machine)
 
 
 def test_every_llama_recipe_fits_the_machine_in_its_header() -> None:
@@ -165,7 +188,7 @@ def test_a_stage_may_have_fewer_machines_and_nemo_asks_itself() -> None:
 
 def test_the_tiny_recipes_fit_a_laptop() -> None:
     for name in ("llama-tiny", "llama-mini"):
-        check(load(name), ["pretrain", "train", "align"], lambda _: Machine(0, 0.0, 8 * GB))
+        check(load(name), load(name).settings.stages, lambda _: Machine(0, 0.0, 8 * GB))
 
 
 def test_a_model_too_large_for_main_memory_is_refused(tmp_path: Path) -> None:

@@ -138,6 +138,16 @@ def test_the_repository_of_trtllm_is_whole_and_has_the_contract() -> None:
     more = repository.files(export(target="trtllm", model_name="m", serving=serving), "f" * 64, 8192)
     cache = yaml.safe_load(more["m/1/model.yaml"])["kv_cache_config"]
     assert cache == {"free_gpu_memory_fraction": 0.9, "enable_block_reuse": True, "tokens_per_block": 64}
+    # Graphs of the sizes that are batched; sizes of the user's own say themselves which is the largest.
+    sizes = schema.Serving(arguments={"cuda_graph_config": {"batch_sizes": [1, 2]}})
+    graphs = [
+        repository.llm_arguments(export(target="trtllm", serving=serving), 8192)["cuda_graph_config"]
+        for serving in (schema.Serving(max_batch_size=8), sizes)
+    ]
+    assert graphs == [
+        {"enable_padding": True, "max_batch_size": 8},
+        {"enable_padding": True, "batch_sizes": [1, 2]},
+    ]
     # The contract refuses what the engine would not take.
     assert 'key: "context" value { string_value: "1024" }' in more["m/config.pbtxt"]
     assert content["model"] == "checkpoint"

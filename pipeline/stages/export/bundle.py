@@ -35,7 +35,7 @@ def write(step: Step) -> tuple[Any, Any, dict[str, Any]]:
         )
     defaults = generation_defaults(model.generation_config.to_diff_dict(), model.config.to_dict(), tokenizer)
     # One file: what comes after (OpenVINO, other targets) need not know about shards.
-    model.save_pretrained(folder, max_shard_size="1000GB")
+    model.save_pretrained(folder, max_shard_size="10000GB")
     tokenizer.save_pretrained(folder)
     write_json(folder / "generation_config.json", defaults)
     model.generation_config = type(model.generation_config)(**defaults)
