@@ -35,19 +35,23 @@ DEV        := $(VENVS)/dev/$(STAMP)
 CHARTS     := $(VENVS)/charts/$(STAMP)
 PROMTOOL   := $(VENVS)/promtool/usr/bin/promtool
 BENCH      := $(VENVS)/bench/$(STAMP)
+RIVALS     := $(VENVS)/bench-serving/$(STAMP)
+SERVED     := $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY)
 BARE        = $(VENVS)/controller/bin/python -m pipeline $(1) $(OPTIONS)
 LIFECYCLE   = $(BARE) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
-ENVIRONMENTS := controller core serving gateway launch tracking nemo dev charts bench bench-datatrove bench-data-juicer
+ENVIRONMENTS := controller core serving gateway launch tracking nemo dev charts bench bench-datatrove bench-data-juicer \
+	bench-serving
 VERBS  := plan status explain report verify chat stop cancel
 
 .PHONY: help run $(STAGES) $(VERBS) rollback fetch diff trace gc env clean-env test lint test-unit test-faults-short \
 	test-faults test-stages test-gateway test-launch test-deploy test-e2e test-full slurm compose promtool bench-controller \
-	bench-curation bench-training locks
+	bench-curation bench-training bench-llama-server bench-serving bench-serve soak locks
 
 help:
 	@sed -n '2,12s/^# \{0,1\}//p' Makefile
 	@echo "verbs: run $(STAGES) $(VERBS) rollback fetch diff trace gc"
-	@echo "and: test test-faults test-full lint env clean-env bench-controller bench-curation bench-training"
+	@echo "and: test test-faults test-full lint env clean-env soak"
+	@echo "     bench-controller bench-curation bench-training bench-serving bench-serve"
 
 run: $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY) $(AT_SITE)
 	@$(call LIFECYCLE,run)
@@ -91,7 +95,7 @@ env-%: $(VENVS)/%/$(STAMP)
 	@:
 
 clean-env:
-	rm -rf $(addprefix $(VENVS)/,$(ENVIRONMENTS) promtool)
+	rm -rf $(addprefix $(VENVS)/,$(ENVIRONMENTS) promtool bench-llama-server)
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:
@@ -174,3 +178,19 @@ bench-curation: $(CONTROLLER) $(CORE) $(VENVS)/bench-datatrove/$(STAMP) $(VENVS)
 # Fine-tuning and DPO beside TRL's trainers and plain loops; benchmarks/training_gpu.py is for a GPU.
 bench-training: $(CONTROLLER) $(CORE)
 	$(VENVS)/controller/bin/python -m benchmarks.training --write
+
+# Serving beside Transformers' servers, and llama.cpp's where bench-llama-server has built it.
+bench-serving: $(SERVED) $(RIVALS)
+	$(VENVS)/controller/bin/python -m benchmarks.serving --write
+
+# llama.cpp's server, from source: a C++ compiler, and half an hour on 2 cores.
+bench-llama-server: $(CONTROLLER) $(RIVALS)
+	$(VENVS)/controller/bin/python -m benchmarks.servers.llama_cpp
+
+# aiperf against the gateway at concurrency 1, 4, 16 and 64.
+bench-serve: $(SERVED) $(RIVALS)
+	$(VENVS)/controller/bin/python -m benchmarks.aiperf --write
+
+# Mixed load for half an hour: no failed answer, flat memory.
+soak: $(SERVED)
+	$(VENVS)/gateway/bin/python -m benchmarks.soak --write

@@ -37,6 +37,7 @@ NAMES = (
     "bench",
     "bench-datatrove",
     "bench-data-juicer",
+    "bench-serving",
 )
 # Others: DEFAULT_GB.
 NEEDS_GB = {
@@ -47,6 +48,7 @@ NEEDS_GB = {
     "nemo": 5.0,
     "dev": 0.5,
     "charts": 0.6,
+    "bench-serving": 4.0,
 }
 DEFAULT_GB = 1.0
 STAMP = ".lock-digest"

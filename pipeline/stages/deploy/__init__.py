@@ -25,7 +25,6 @@ from pipeline.stages.deploy import gateway, ports, probes, replace, triton, vers
 from pipeline.stages.step import InputError, Step, write_json
 from pipeline.toolchains import ROOT
 
-
 REMEMBERED = 5  # exports that `rollback` can go back through
 
 
