@@ -321,7 +321,7 @@ def stop(options: Namespace) -> int:
     with service.changing(path):
         record = service.read(path)
         path.unlink(missing_ok=True)  # the keeper goes when it finds none
-        said = [*(service.stop(record) if record else []), *service.stop_strays(path.parent, None)]
+        said = [*(service.stop(record) if record else []), *service.stop_strays(path, None)]
     for line in said or [f"no server of {options.recipe} was started here"]:
         print(line)
     return 0

@@ -1,15 +1,12 @@
-"""The record of a running server, and what follows from it: alive, healthy, stopped.
+"""One Triton that was started: alive, healthy, stopped.
 
-Deployment starts a server that outlives it and leaves a record; everybody else finds the
-server through that record and never by name or port, so that nothing but this server is
-ever probed or stopped.  A process is recognised by its id, its start time and the boot of
+Everybody finds a server through its record (part of :mod:`pipeline.serving.service`) and never by name or port, so
+that nothing but this server is ever probed or stopped.  A process is recognised by its id, its start time and the boot of
 the machine; an id alone may since belong to somebody else.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import signal
 import time
@@ -63,27 +60,6 @@ class Probe:
 def reachable(host: str) -> str:
     """The address to reach a server on that listens on ``host`` (all addresses: loopback)."""
     return "127.0.0.1" if host in ("0.0.0.0", "") else host
-
-
-def read(path: Path) -> ServerRecord | None:
-    """The record at ``path``; None where there is none or it is not one (a torn or old file)."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        record = ServerRecord(**values)
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-    kinds = {"str": str, "int": int}
-    declared = dataclasses.fields(ServerRecord)
-    fits = all(isinstance(getattr(record, field.name), kinds[str(field.type)]) for field in declared)
-    return record if fits else None
-
-
-def write(path: Path, record: ServerRecord) -> None:
-    """Write the record so that a reader sees all of it or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(dataclasses.asdict(record), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 def is_running(record: ServerRecord) -> bool:
@@ -179,18 +155,6 @@ def peak_memory_gb(record: ServerRecord) -> float:
             continue  # it ended meanwhile
         peaks += [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")]
     return round(max(peaks) * 1024 / 1e9, 2)
-
-
-def status_text(record: ServerRecord | None, timeout: float = 5.0) -> str:
-    """One line about the server for a person."""
-    if record is None:
-        return "no server"
-    if not is_running(record):
-        return f"the server at {record.address} (process {record.pid}) is gone; its log is {record.log}"
-    answer = probe(record, timeout)
-    if answer.ok:
-        return f"{record.model_name} answers at http://{record.address} (process {record.pid})"
-    return f"the server at {record.address} (process {record.pid}) does not answer: {answer.reason}"
 
 
 def _members(record: ServerRecord) -> list[processes.Process]:

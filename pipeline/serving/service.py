@@ -1,13 +1,13 @@
 """What a recipe serves: a gateway, the Triton of the current version behind it, and the keeper of both.
 
 ``make deploy`` leaves the record of it beside the recipe's deployments; ``chat``, ``status``, ``stop``,
-``rollback``, ``trace`` and the next deployment find everything through it.  The folder of the record::
+``rollback``, ``trace`` and the next deployment find everything through it::
 
-    server.json            this record
-    lock                   held by who changes what runs: a deployment, a rollback, the keeper
-    gateway.json, .log     the gateway's settings and log
-    keeper.log             what the keeper saw and did
-    versions/NAME/         one Triton: links to its export, its log
+    server.json                 this record
+    server/lock                 held by who changes what runs: a deployment, a rollback, the keeper
+    server/gateway.json, .log   the gateway's settings and log
+    server/keeper.log           what the keeper saw and did
+    server/versions/NAME/       one Triton: links to its export, its log
 """
 
 from __future__ import annotations
@@ -94,6 +94,11 @@ class Service:
         return self.version.export_identity
 
 
+def folder_of(path: Path) -> Path:
+    """The folder beside a record, where what runs keeps its files."""
+    return path.with_suffix("")
+
+
 def read(path: Path) -> Service | None:
     """The record at ``path``; None where there is none or it is not one (a torn or old file)."""
     try:
@@ -125,8 +130,8 @@ def write(path: Path, service: Service) -> None:
 @contextlib.contextmanager
 def changing(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Hold the right to change what runs; yields False where it is taken and we do not ``wait``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / "lock", "w", encoding="ascii") as handle:
+    folder_of(path).mkdir(parents=True, exist_ok=True)
+    with open(folder_of(path) / "lock", "w", encoding="ascii") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -204,16 +209,16 @@ def stop_gateway(gateway: Gateway) -> None:
     _end(gateway.process, GATEWAY)
 
 
-def stop_strays(folder: Path, known: Service | None) -> list[str]:
-    """Stop what was started in this folder and no record speaks of; returns what it was.
+def stop_strays(path: Path, known: Service | None) -> list[str]:
+    """Stop what was started for the record at ``path`` and it does not speak of; returns what it was.
 
     A start that is killed between a process's first breath and its record leaves one.
     """
-    said = []
+    said, folder = [], folder_of(path)
     kept = {known.gateway.process.pid, known.keeper.pid if known.keeper else 0} if known else set()
     for process in processes.everything():
         words = process.command
-        ours = any(word.startswith(str(folder) + os.sep) for word in words)
+        ours = any(word == str(path) or word.startswith(str(folder) + os.sep) for word in words)
         for module in (GATEWAY, KEEPER):
             if ours and module in words and process.pid not in kept:
                 with contextlib.suppress(ProcessLookupError):

@@ -15,7 +15,7 @@ import pytest
 from conftest import Lifecycle, free_ports
 
 from pipeline.runner.store import damage, file_table, output_digest
-from pipeline.serving.server import ServerRecord, is_running
+from pipeline.serving import processes, service
 from pipeline.toolchains import Toolchain
 
 HERE = Path(__file__).parent
@@ -23,6 +23,12 @@ HERE = Path(__file__).parent
 
 def manifest(chain: Lifecycle, stage: str) -> dict:
     return json.loads((chain.latest(stage) / "manifest.json").read_text())
+
+
+def served(chain: Lifecycle) -> service.Service:
+    found = service.read(chain.runs / "llama-mini" / "deploy" / "server.json")
+    assert found is not None
+    return found
 
 
 def test_every_stage_published_what_it_promised(chain: Lifecycle) -> None:
@@ -237,16 +243,43 @@ def test_the_gate_stops_the_chain_and_an_override_is_recorded(chain: Lifecycle, 
 
 
 def test_a_changed_port_moves_the_server_and_a_dead_one_is_started_again(chain: Lifecycle) -> None:
-    record = chain.runs / "llama-mini" / "deploy" / "server.json"
-    pid = json.loads(record.read_text())["pid"]
-    os.kill(pid, signal.SIGKILL)
-    assert "is gone" in chain("plan")
+    first = served(chain)
+    os.kill(first.gateway.process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while served(chain).gateway == first.gateway:  # the keeper's work
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert chain("chat", "--once", "Hello?").strip()
+    second = served(chain)
+    assert second.keeper is not None
+    os.kill(second.keeper.pid, signal.SIGKILL)
+    os.kill(second.version.pid, signal.SIGKILL)
+    plan = chain("plan")
+    assert "is gone" in plan
     chain("deploy")
-    assert json.loads(record.read_text())["pid"] != pid
+    assert served(chain).version.pid != second.version.pid
     assert chain("chat", "--once", "Hello?").strip()
     chain.ports = free_ports()
     chain("deploy")
-    assert f"http_port={json.loads(record.read_text())['http_port']}" in chain.ports
+    assert f"http_port={served(chain).gateway.http_port}" in chain.ports
+
+
+def test_rollback_serves_the_export_before_and_deploy_the_newest(chain: Lifecycle) -> None:
+    first = served(chain).identity
+    assert "there is no export to go back to" in chain("rollback", code=2)
+    longer = "export.max_new_tokens=48"
+    chain("deploy", settings=longer)
+    second = served(chain).identity
+    assert second != first
+    output = chain("rollback")
+    assert f"back to export {first[:12]}" in output
+    assert served(chain).identity == first
+    assert chain("chat", "--once", "Hello?").strip()
+    assert "the server serves another export" in chain("plan", settings=longer)
+    chain("rollback", "--to", second[:8])
+    assert served(chain).identity == second
+    chain("deploy")
+    assert served(chain).identity == first
 
 
 @pytest.mark.parametrize(
@@ -296,9 +329,11 @@ def test_bad_data_is_told_plainly_with_status_2(tmp_path: Path) -> None:
 
 
 def test_stop_stops_exactly_that_server(chain: Lifecycle) -> None:
-    record = json.loads((chain.runs / "llama-mini" / "deploy" / "server.json").read_text())
+    record = served(chain)
     assert "stopped the server" in chain("stop")
-    assert not is_running(ServerRecord(**record))
+    assert not service.gateway_runs(record.gateway)
+    assert not service.keeper_runs(record)
+    assert record.version.pid not in {process.pid for process in processes.everything()}
     assert "no server" in chain("stop")
     chain("deploy")
     assert chain("status").count("done") == 7

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -23,7 +24,8 @@ from pipeline.record.trace import words_of as trace_words
 from pipeline.runner.identity import digest_of
 from pipeline.runner.lease import acquire
 from pipeline.runner.store import Artifact, Store
-from pipeline.serving import processes, server
+from pipeline.serving import server, service
+from pipeline.serving.processes import Mark
 
 MADE_BY = {
     "code": {"commit": "c0ffee", "source_digest": "s" * 64},
@@ -205,17 +207,21 @@ def test_gc_keeps_the_latest_chain_and_removes_the_rest(
     assert not list(runs.rglob(".trash-*"))
 
 
-def record_of(store: Store, artifact: Artifact, boot: str) -> None:
-    own = processes.find(os.getpid())
-    (artifact.path / "repository").mkdir(exist_ok=True)
-    server.write(
-        store.server_record(),
-        server.ServerRecord(
-            pid=own.pid, start_time=own.start_time, boot=boot, host="127.0.0.1", http_port=1, grpc_port=2,
-            metrics_port=3, model_name="m", export_identity=artifact.identity,
-            repository=str(artifact.path / "repository"), log="", shm_prefix="x",
-        ),
+def record_of(store: Store, artifact: Artifact, boot: str, before: Artifact | None = None) -> None:
+    own = dataclasses.replace(Mark.of(os.getpid()), boot=boot)
+    version = server.ServerRecord(
+        pid=own.pid, start_time=own.start_time, boot=boot, host="127.0.0.1", http_port=1, grpc_port=2,
+        metrics_port=3, model_name="m", export_identity=artifact.identity,
+        repository=str(artifact.path / "repository"), log="", shm_prefix="x",
     )  # fmt: skip
+    gateway = service.Gateway(
+        process=own, host="127.0.0.1", http_port=1, grpc_port=2, metrics_port=3, tls_certificate=None,
+        needs_key=False, control="", settings="", log="",
+    )  # fmt: skip
+    previous = [service.Earlier(before.identity, str(before.path))] if before else []
+    service.write(
+        store.server_record(), service.Service(gateway, version, str(artifact.path), {}, previous, keeper=own)
+    )
 
 
 def test_gc_never_touches_what_a_live_server_uses(runs: Path) -> None:
@@ -223,6 +229,11 @@ def test_gc_never_touches_what_a_live_server_uses(runs: Path) -> None:
     old = next(p for p in store.artifacts("export") if p != store.latest("export").path)
     # On another machine that shares the disk: nothing here proves that it is gone.
     record_of(store, find_run(str(old), runs).artifacts[-1], boot="another")
+    assert not unneeded(runs)
+    # What was served before is where `rollback` goes.
+    latest = store.latest("export")
+    assert latest is not None
+    record_of(store, latest, "another", before=find_run(str(old), runs).artifacts[-1])
     assert not unneeded(runs)
 
 

@@ -2,7 +2,7 @@
 
 Triton reads its model repository from the export's artifact folder, through links, and
 writes nothing there.  The record of what runs (:mod:`pipeline.serving.service`) is the file that
-the job names in ``extra.server_record``; everything else lies beside it.  A version that runs is
+the job names in ``extra.server_record``; everything else lies in a folder beside it.  A version that runs is
 replaced without losing a request (:mod:`.replace`), once the new one has answered
 (:mod:`.probes`); a :mod:`.keeper` starts anew what dies.
 """
@@ -77,9 +77,9 @@ def _replaced(
     step: Step, settings: schema.Deploy, path: Path, export: versions.Export
 ) -> tuple[service.Service, dict[str, float]]:
     """What runs now, and the figures of how it came to."""
-    folder = path.parent
+    folder = service.folder_of(path)
     before = service.read(path)
-    for line in service.stop_strays(folder, before):
+    for line in service.stop_strays(path, before):
         step.message(line)
     wanted = gateway.settings_of(settings)
     running = before.gateway if before is not None and service.gateway_runs(before.gateway) else None
@@ -147,7 +147,7 @@ def _previous(before: service.Service | None, export: versions.Export) -> list[s
 
 
 def _start_keeper(path: Path) -> Mark:
-    with open(path.parent / "keeper.log", "ab") as output:
+    with open(service.folder_of(path) / "keeper.log", "ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", service.KEEPER, str(path)],
             stdin=subprocess.DEVNULL,

@@ -54,7 +54,7 @@ def mend(path: Path, found: service.Service) -> str:
     """Start anew what is not there; returns what was done, empty where all is well."""
     if not service.gateway_runs(found.gateway):
         wanted = load(Path(found.gateway.settings))
-        made = gateway.start(path.parent, dataclasses.replace(wanted, control=None))
+        made = gateway.start(service.folder_of(path), dataclasses.replace(wanted, control=None))
         found = dataclasses.replace(found, gateway=made)
         service.write(path, found)
         if server.is_running(found.version):
@@ -68,7 +68,7 @@ def mend(path: Path, found: service.Service) -> str:
     _say(f"the model does not answer ({why}); starting it anew")
     server.stop(found.version)
     export = versions.Export.read(Path(found.export))
-    record, seconds = versions.start(export, path.parent / "versions", versions.THREADS, START_S)
+    record, seconds = versions.start(export, service.folder_of(path) / "versions", versions.THREADS, START_S)
     try:
         replace.switch(found.gateway, record, found.models)
     except BaseException:

@@ -39,4 +39,4 @@ class Deployment:
         self.path.unlink(missing_ok=True)
         if record:
             service.stop(record)
-        service.stop_strays(self.path.parent, None)
+        service.stop_strays(self.path, None)

@@ -138,7 +138,7 @@ def test_a_version_that_fails_its_probe_gets_no_traffic(
             assert deployment.record() == good
     assert load.failures == []
     assert load.whole
-    folder = str(deployment.path.parent / "versions")
+    folder = str(service.folder_of(deployment.path) / "versions")
     running = [
         p
         for p in processes.everything()
