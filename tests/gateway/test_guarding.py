@@ -1,0 +1,422 @@
+"""What the gateway keeps out and holds to limits, in front of a real Triton."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy
+import pytest
+import requests
+import tritonclient.grpc as triton
+
+from pipeline.serving import processes, server, service
+from pipeline.toolchains import ROOT
+from tests.gateway.conftest import Started
+from tests.gateway.deploy_miniature import KEYS
+
+Start = Callable[..., Started]
+QUESTION = "What does `socket.bind` do?"
+LONG = {"text_input": QUESTION, "max_tokens": 200, "ignore_end": True}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def stream(gateway: Started, **body: Any) -> Iterator[dict[str, Any]]:
+    """Events of a streamed answer."""
+    url = f"{gateway.url}/v2/models/assistant/generate_stream"
+    with requests.post(url, json={**body, "stream": True}, stream=True, timeout=30) as answer:
+        for line in answer.iter_lines():
+            if line:
+                yield json.loads(line.removeprefix(b"data:"))
+
+
+def infer_input(text: str = QUESTION) -> Any:
+    tensor = triton.InferInput("text_input", [1], "BYTES")
+    tensor.set_data_from_numpy(numpy.array([text.encode()], dtype=object))
+    return tensor
+
+
+@pytest.fixture
+def stub(deployed: service.Service) -> Iterator[int]:
+    """The model's process; it goes on at the end, whatever a test did."""
+    members = processes.of_session(deployed.version.pid)
+    pid = next(process.pid for process in members if server.STUB in process.command[0])
+    yield pid
+    os.kill(pid, signal.SIGCONT)
+
+
+# ------------------------------------------------------------------------------- keys
+
+
+def test_without_a_key_there_is_nothing_but_health(deployed: service.Service) -> None:
+    url = deployed.gateway.url
+    for path in ("/v1/models", "/v2", "/v2/models/assistant", "/openapi.json", "/nowhere"):
+        for headers in ({}, bearer("wrong-0123456789abcdef"), {"Authorization": f"Basic {KEYS['alice']}"}):
+            refused = requests.get(url + path, headers=headers, timeout=10)
+            assert refused.status_code == 401
+            assert refused.headers["WWW-Authenticate"] == "Bearer"
+        assert requests.get(url + path, headers=bearer(KEYS["bob"]), timeout=10).status_code != 401
+    for path in ("/health", "/ready", "/v2/health/live", "/v2/health/ready"):
+        assert requests.get(url + path, timeout=10).status_code == 200
+
+
+def test_grpc_wants_the_key_too(deployed: service.Service) -> None:
+    address = f"127.0.0.1:{deployed.gateway.grpc_port}"
+    with triton.InferenceServerClient(address) as client:
+        assert client.is_server_ready()
+        for headers in (None, {"authorization": "Bearer wrong-0123456789abcdef"}):
+            with pytest.raises(Exception, match="UNAUTHENTICATED"):
+                client.infer("assistant", [infer_input()], headers=headers)
+        found = client.infer("assistant", [infer_input()], headers={"authorization": f"Bearer {KEYS['bob']}"})
+        assert found.as_numpy("completion_tokens")[0] > 0
+
+
+def test_keys_may_change_while_it_runs(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("one: one-0123456789abcdef\n")
+    gateway = start(keys_file=str(file))
+    url = f"{gateway.url}/v1/models"
+    assert requests.get(url, headers=bearer("one-0123456789abcdef"), timeout=10).status_code == 200
+    file.write_text("half a line")  # spoilt: the keys that were known stay
+    time.sleep(5.2)
+    assert requests.get(url, headers=bearer("one-0123456789abcdef"), timeout=10).status_code == 200
+    digest = "a4b9ee7ae1dd6a4d5a3f4e1f8d9aa37ad14ac4ad1d8f53d8ce1c8a1c5b7ee1ff"
+    file.write_text(f"two: two-0123456789abcdef\nthree: sha256:{digest}\n")
+    time.sleep(5.2)
+    assert requests.get(url, headers=bearer("one-0123456789abcdef"), timeout=10).status_code == 401
+    assert requests.get(url, headers=bearer("two-0123456789abcdef"), timeout=10).status_code == 200
+    assert "0123456789abcdef" not in gateway.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"host": "0.0.0.0"}, "name a keys_file with API keys, or set insecure"),
+        ({"keys_file": "nowhere"}, "the keys in nowhere cannot be read"),
+        ({"tls_certificate": "c.pem"}, "belong together"),
+        ({"http_prot": 1}, "unknown setting 'http_prot'"),
+        ({"http_port": "1"}, "http_port is '1'; it must be int"),
+        ({"http_port": 8001}, "the three ports must differ"),
+        ({"version": {"identity": "x"}}, "address, metrics, models is missing"),
+    ],
+)
+def test_wrong_settings_are_told_with_status_2(tmp_path: Path, settings: Any, said: str) -> None:
+    file = tmp_path / "gateway.json"
+    file.write_text(json.dumps(settings))
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.gateway", str(file)],
+        cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_taken_port_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.json"
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        file.write_text(json.dumps({"http_port": holder.getsockname()[1]}))
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.gateway", str(file)],
+            cwd=ROOT, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert (done.returncode, "cannot listen" in done.stderr) == (1, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# ------------------------------------------------------------------------------ limits
+
+
+def test_bodies_are_bounded_however_they_come(start: Start) -> None:
+    gateway = start(limits={"max_body_bytes": 10_000})
+    for path, said in (("/v1/completions", "error"), ("/v2/models/assistant/generate", "error")):
+        url = gateway.url + path
+        body = json.dumps({"model": "assistant", "prompt": "a" * 20_000}).encode()
+        headers = {"Content-Type": "application/json"}
+        whole = requests.post(url, data=body, headers=headers, timeout=10)
+        chunked = requests.post(url, data=iter([body[:6000], body[6000:]]), headers=headers, timeout=10)
+        for answer in (whole, chunked):
+            assert answer.status_code == 413, answer.text
+            assert "10000 bytes" in json.dumps(answer.json()[said])
+    with (
+        triton.InferenceServerClient(gateway.grpc) as client,
+        pytest.raises(Exception, match="RESOURCE_EXHAUSTED"),
+    ):
+        client.infer("assistant", [infer_input("a" * 20_000)])
+    assert gateway.generate(text_input=QUESTION, max_tokens=4).status_code == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(start: Start) -> None:
+    gateway = start(limits={"body_s": 0.5})
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.settings["http_port"], timeout=10)
+    connection.putrequest("POST", "/v1/completions")
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", "100")
+    connection.endheaders(b'{"model": ')
+    began = time.monotonic()
+    assert connection.getresponse().status == 408
+    assert time.monotonic() - began < 5
+
+
+def test_a_key_has_so_many_requests_a_minute(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("".join(f"{name}: {key}\n" for name, key in KEYS.items()))
+    gateway = start(keys_file=str(file), limits={"requests_per_minute": 3})
+    ask = {"text_input": QUESTION, "max_tokens": 2}
+    statuses = [gateway.generate(headers=bearer(KEYS["alice"]), **ask).status_code for _ in range(4)]
+    assert statuses == [200, 200, 200, 429]
+    refused = gateway.generate(headers=bearer(KEYS["alice"]), **ask)
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert "3 requests a minute" in refused.json()["error"]
+    assert gateway.generate(headers=bearer(KEYS["bob"]), **ask).status_code == 200
+    assert 'lifecycle_refusals_total{reason="rate_limited"} 2.0' in gateway.metrics()
+
+
+def test_so_many_requests_are_taken_at_once(start: Start, stub: int) -> None:
+    gateway = start(limits={"max_requests": 2}, probe_every_s=60.0)
+    with ThreadPoolExecutor(2) as pool:
+        os.kill(stub, signal.SIGSTOP)
+        held = [pool.submit(gateway.generate, **LONG) for _ in range(2)]
+        deadline = time.monotonic() + 10
+        while 'lifecycle_requests_waiting{model="assistant"} 2.0' not in gateway.metrics():
+            assert time.monotonic() < deadline, gateway.metrics()
+            time.sleep(0.05)
+        refused = gateway.generate(**LONG)
+        os.kill(stub, signal.SIGCONT)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert [each.result().status_code for each in held] == [200, 200]
+    assert gateway.generate(**LONG).status_code == 200
+    assert 'lifecycle_requests_waiting{model="assistant"} 0.0' in gateway.metrics()
+
+
+def test_an_answer_is_no_longer_than_allowed(start: Start) -> None:
+    gateway = start(limits={"max_tokens": 8})
+    refused = gateway.generate(text_input=QUESTION, max_tokens=9)
+    assert (refused.status_code, refused.json()["error"]) == (
+        400, "max_tokens is 9; this server gives 8 at most",
+    )  # fmt: skip
+    assert gateway.generate(text_input=QUESTION, max_tokens=8).status_code == 200
+
+
+def test_a_token_that_does_not_come_is_not_waited_for(start: Start, stub: int) -> None:
+    gateway = start(limits={"between_tokens_s": 0.6, "first_token_s": 0.6}, probe_every_s=60.0)
+    os.kill(stub, signal.SIGSTOP)
+    began = time.monotonic()
+    late = gateway.generate(**LONG)
+    assert (late.status_code, late.json()["error"]) == (504, "the first token did not come within 0.6 s")
+    assert time.monotonic() - began < 6
+    os.kill(stub, signal.SIGCONT)
+    events = stream(gateway, **LONG)
+    assert next(events)["completion_tokens"] == 0
+    os.kill(stub, signal.SIGSTOP)
+    assert "token did not come within" in list(events)[-1]["error"]
+    os.kill(stub, signal.SIGCONT)
+    assert gateway.generate(text_input=QUESTION, max_tokens=4).status_code == 200
+
+
+def test_a_model_that_stops_answering_is_seen_and_nobody_waits_for_it(start: Start, stub: int) -> None:
+    gateway = start(probe_every_s=0.3, probe_timeout_s=1.0)
+    with ThreadPoolExecutor(1) as pool:
+        os.kill(stub, signal.SIGSTOP)
+        began = time.monotonic()
+        held = pool.submit(gateway.generate, **LONG)
+        assert held.result().status_code == 502
+        assert "the model stopped answering: no token within 1 s" in held.result().json()["error"]
+        assert time.monotonic() - began < 8
+    assert requests.get(f"{gateway.url}/ready", timeout=5).status_code == 503
+    refused = gateway.generate(**LONG)
+    assert (refused.status_code, "does not answer" in refused.json()["error"]) == (503, True)
+    os.kill(stub, signal.SIGCONT)
+    deadline = time.monotonic() + 20
+    while requests.get(f"{gateway.url}/ready", timeout=5).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert gateway.generate(text_input=QUESTION, max_tokens=4).status_code == 200
+
+
+# ---------------------------------------------------------------------- what is not there
+
+
+def test_nothing_of_tritons_own_can_be_controlled(start: Start, deployed: service.Service) -> None:
+    gateway = start()
+    for path in (
+        "/v2/repository/models/assistant/unload",
+        "/v2/repository/models/assistant/load",
+        "/v2/systemsharedmemory/region/x/register",
+        "/v2/cudasharedmemory/region/x/register",
+        "/v2/trace/setting",
+        "/v2/logging",
+        "/metrics",
+    ):
+        assert requests.post(gateway.url + path, json={}, timeout=10).status_code in (404, 405), path
+    with triton.InferenceServerClient(gateway.grpc) as client:
+        for call in (
+            lambda: client.unload_model("assistant"),
+            lambda: client.register_system_shared_memory("x", "/x", 8),
+            lambda: client.update_log_settings({"log_verbose_level": 9}),
+        ):
+            with pytest.raises(Exception, match="UNIMPLEMENTED"):
+                call()
+    # Whoever is on the machine and finds Triton's own port gets no further.
+    own = f"http://{deployed.version.address}"
+    for path in ("/v2/repository/index", "/v2/repository/models/assistant/unload", "/v2/logging"):
+        assert requests.post(own + path, json={}, timeout=10).status_code == 403, path
+    assert gateway.generate(text_input=QUESTION, max_tokens=4).status_code == 200
+
+
+def test_shared_memory_cannot_be_asked_for(start: Start) -> None:
+    gateway = start()
+    tensor = {"name": "text_input", "shape": [1], "datatype": "BYTES", "data": [QUESTION]}
+    url = f"{gateway.url}/v2/models/assistant/infer"
+    for parameters in ({"shared_memory_region": "x"}, {"shared_memory_byte_size": 8}):
+        body = {"inputs": [{**tensor, "parameters": parameters}]}
+        assert requests.post(url, json=body, timeout=10).status_code == 400
+    shared = triton.InferInput("text_input", [1], "BYTES")
+    shared.set_shared_memory("x", 8)
+    with (
+        triton.InferenceServerClient(gateway.grpc) as client,
+        pytest.raises(Exception, match="no shared memory"),
+    ):
+        client.infer("assistant", [shared])
+
+
+def test_a_request_is_its_callers_own(deployed: service.Service, stub: int) -> None:
+    """Nobody ends, or learns of, the requests of another."""
+    url = f"{deployed.gateway.url}/v2/models/assistant/generate"
+
+    def ask(who: str, **body: Any) -> requests.Response:
+        return requests.post(url, json=body, headers=bearer(KEYS[who]), timeout=30)
+
+    with ThreadPoolExecutor(2) as pool:
+        os.kill(stub, signal.SIGSTOP)
+        mine = pool.submit(ask, "alice", request_id="7", **LONG)
+        time.sleep(0.3)
+        other = pool.submit(ask, "bob", cancel=True, request_id="7")
+        assert "no request with the request_id '7' is running" in other.result().json()["error"]
+        same = ask("alice", request_id="7", **LONG)
+        assert "a request with the request_id '7' is running" in same.json()["error"]
+        os.kill(stub, signal.SIGCONT)
+        assert mine.result().json()["completion_tokens"] == LONG["max_tokens"]
+
+
+def test_prompts_and_answers_are_not_logged(start: Start, deployed: service.Service) -> None:
+    gateway = start()
+    said = gateway.generate(text_input="Xylophone quartz?", max_tokens=30).json()["text_output"]
+    gateway.generate(text_input="Xylophone quartz?", max_tokens=-1)
+    requests.post(f"{gateway.url}/v1/completions", json={"prompt": "Xylophone quartz?", "x": 1}, timeout=10)
+    time.sleep(0.2)
+    logs = gateway.log.read_text() + Path(deployed.version.log).read_text()
+    assert '"api": "generate"' in logs
+    assert "Xylophone" not in logs
+    assert len(said) > 4
+    assert said[:12] not in logs
+
+
+# ------------------------------------------------------------------------------- TLS
+
+
+def test_tls_over_http_and_grpc(start: Start, tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    gateway = start(tls_certificate=str(certificate), tls_key=str(key))
+    assert gateway.generate(text_input=QUESTION, max_tokens=4).status_code == 200
+    with pytest.raises(requests.exceptions.SSLError):
+        requests.get(f"{gateway.url}/ready", timeout=10)
+    with socket.create_connection(("127.0.0.1", gateway.settings["http_port"]), timeout=10) as plain:
+        plain.sendall(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200" not in plain.recv(100)
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    old.maximum_version = ssl.TLSVersion.TLSv1_1
+    address = ("127.0.0.1", gateway.settings["http_port"])
+    with socket.create_connection(address, timeout=10) as raw, pytest.raises((ssl.SSLError, OSError)):
+        old.wrap_socket(raw)
+    channel = grpc.ssl_channel_credentials(certificate.read_bytes())
+    with triton.InferenceServerClient(gateway.grpc, creds=channel) as client:
+        assert client.infer("assistant", [infer_input()]).as_numpy("completion_tokens")[0] > 0
+
+
+# ---------------------------------------------------------------------------- leaving
+
+
+def test_what_is_under_way_is_finished_before_it_goes(start: Start, stub: int) -> None:
+    gateway = start(probe_every_s=60.0)
+    got: queue.Queue[Any] = queue.Queue()
+
+    def follow() -> None:
+        for event in stream(gateway, **LONG):
+            got.put(event)
+        got.put(None)
+
+    os.kill(stub, signal.SIGSTOP)
+    thread = threading.Thread(target=follow)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while 'lifecycle_requests_waiting{model="assistant"} 1.0' not in gateway.metrics():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    gateway.process.send_signal(signal.SIGTERM)
+    while requests.get(f"{gateway.url}/ready", timeout=5).status_code == 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert gateway.generate(**LONG).status_code == 503
+    os.kill(stub, signal.SIGCONT)
+    thread.join(timeout=30)
+    events = list(iter(got.get, None))
+    assert events[-1]["finish_reason"] == "length"
+    assert events[-1]["completion_tokens"] == LONG["max_tokens"]
+    assert gateway.process.wait(timeout=20) == 0
+
+
+# --------------------------------------------------------------------------- metrics
+
+
+def test_metrics_count_what_was_done(start: Start) -> None:
+    gateway = start()
+    answers = [gateway.generate(text_input=QUESTION, max_tokens=10, ignore_end=True).json() for _ in range(3)]
+    assert gateway.generate(text_input="", max_tokens=10).status_code == 400
+    for event in stream(gateway, **LONG):
+        if event["completion_tokens"] > 3:
+            break  # the client goes
+    deadline = time.monotonic() + 10
+    while 'outcome="cancelled"} 1.0' not in gateway.metrics():
+        assert time.monotonic() < deadline, gateway.metrics()
+        time.sleep(0.05)
+    found = gateway.metrics()
+    prompt = sum(answer["prompt_tokens"] for answer in answers)
+    for line in (
+        'lifecycle_requests_total{api="generate",model="assistant",outcome="ok"} 3.0',
+        'lifecycle_requests_total{api="generate",model="assistant",outcome="refused"} 1.0',
+        'lifecycle_time_to_first_token_seconds_count{model="assistant"} 4.0',
+        'lifecycle_requests_running{model="assistant"} 0.0',
+        'lifecycle_requests_waiting{model="assistant"} 0.0',
+        "lifecycle_version_healthy{identity=",
+    ):
+        assert line in found, found
+    values = {line.split(" ")[0]: float(line.split(" ")[1]) for line in found.splitlines() if line[0] != "#"}
+    assert values['lifecycle_prompt_tokens_total{model="assistant"}'] == prompt + answers[0]["prompt_tokens"]
+    assert 34 <= values['lifecycle_generated_tokens_total{model="assistant"}'] < 230
+    own = requests.get(f"http://127.0.0.1:{gateway.settings['metrics_port']}/metrics/triton", timeout=10)
+    assert "nv_inference_count" in own.text
