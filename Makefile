@@ -33,7 +33,7 @@ AT_SITE    := $(if $(filter-out local ray,$(SITE)),$(LAUNCH)) $(if $(findstring 
 NEMO       := $(VENVS)/nemo/$(STAMP)
 DEV        := $(VENVS)/dev/$(STAMP)
 CHARTS     := $(VENVS)/charts/$(STAMP)
-PROMTOOL   := $(VENVS)/promtool/usr/bin/promtool
+DEBIAN     := $(VENVS)/debian/usr/bin/promtool
 BENCH      := $(VENVS)/bench/$(STAMP)
 RIVALS     := $(VENVS)/bench-serving/$(STAMP)
 SERVED     := $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY)
@@ -44,7 +44,7 @@ ENVIRONMENTS := controller core serving gateway launch tracking nemo dev charts 
 VERBS  := plan status explain report verify chat stop cancel
 
 .PHONY: help run $(STAGES) $(VERBS) rollback fetch diff trace gc env clean-env test lint test-unit test-faults-short \
-	test-faults test-stages test-gateway test-launch test-deploy test-e2e test-full slurm compose promtool bench-controller \
+	test-faults test-stages test-gateway test-launch test-deploy test-e2e test-full slurm compose debian-tools bench-controller \
 	bench-curation bench-training bench-llama-server bench-serving bench-serve soak locks
 
 help:
@@ -95,7 +95,7 @@ env-%: $(VENVS)/%/$(STAMP)
 	@:
 
 clean-env:
-	rm -rf $(addprefix $(VENVS)/,$(ENVIRONMENTS) promtool bench-llama-server)
+	rm -rf $(addprefix $(VENVS)/,$(ENVIRONMENTS) debian bench-llama-server)
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:
@@ -141,7 +141,7 @@ slurm:
 	{ echo "Slurm could not be installed; test-launch needs slurmctld, slurmd, slurm-client and munge" >&2; exit 1; }
 
 # What is deployed on GPUs, by Helm's library, published schemas, docker-compose, promtool, Slurm and Triton; no GPU.
-test-deploy: $(CHARTS) $(SERVING) slurm compose promtool
+test-deploy: $(CHARTS) $(SERVING) slurm compose debian-tools
 	$(VENVS)/charts/bin/python -m pytest tests/deploy
 
 # docker-compose without Docker: Debian's or Ubuntu's package, as root.
@@ -150,13 +150,14 @@ compose:
 		-qq -y --no-install-recommends docker-compose >/dev/null; } || \
 	{ echo "docker-compose could not be installed; test-deploy needs it" >&2; exit 1; }
 
-# promtool out of Debian's or Ubuntu's prometheus; the package is not installed, since that starts a server.
-promtool: $(PROMTOOL)
+# promtool and an ssh server out of Debian's or Ubuntu's packages, which are not installed: that would start servers.
+debian-tools: $(DEBIAN)
 
-$(PROMTOOL):
-	@mkdir -p $(VENVS)/promtool && cd $(VENVS)/promtool && apt-get update -qq && apt-get download -qq prometheus && \
-	dpkg-deb --fsys-tarfile prometheus_*.deb | tar --extract ./usr/bin/promtool && rm prometheus_*.deb || \
-	{ echo "Debian's package prometheus could not be fetched; test-deploy needs its promtool" >&2; exit 1; }
+$(DEBIAN):
+	@mkdir -p $(VENVS)/debian && cd $(VENVS)/debian && apt-get update -qq && \
+	apt-get download -qq prometheus openssh-server libwrap0 && \
+	for package in *.deb; do dpkg-deb --extract $$package . || exit 1; done && rm *.deb usr/bin/prometheus || \
+	{ echo "Debian's packages prometheus and openssh-server could not be fetched; test-deploy needs them" >&2; exit 1; }
 
 test-e2e: $(DEV) $(CONTROLLER) $(CORE) $(SERVING) $(TRACKING)
 	$(VENVS)/dev/bin/python -m pytest tests/e2e -m "not full"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,17 +132,12 @@ def container(pod: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
+DEBIAN = Toolchain("debian").folder  # programs taken out of Debian's packages, not installed
+
+
 @pytest.fixture(scope="session")
 def promtool() -> str:
-    """Prometheus' own checker, which `make test-deploy` takes out of Debian's package."""
-    path = Toolchain("promtool").folder / "usr" / "bin" / "promtool"
-    assert path.is_file(), "promtool is not here: `make promtool`"
+    """Prometheus' own checker."""
+    path = DEBIAN / "usr" / "bin" / "promtool"
+    assert path.is_file(), "promtool is not here: `make debian-tools`"
     return str(path)
-
-
-@pytest.fixture
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No variable of this shell gets into what compose reads."""
-    for name in ("SETTINGS", "REPOSITORY", "IDENTITY", "GPUS", "LISTEN", "HTTP_PORT", "GRPC_PORT", "DRAIN"):
-        monkeypatch.delenv(name, raising=False)
-    assert "TRITON_IMAGE" not in os.environ

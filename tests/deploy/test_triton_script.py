@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.toolchains import Toolchain
-from tests.deploy.conftest import CHART, IDENTITY
+from tests.deploy.conftest import CHART, DEBIAN, IDENTITY
 
 SCRIPT = CHART / "files" / "triton.sh"
+SHELLS = ("/bin/bash", "/bin/sh")
 TELL = """#!/bin/bash
 printf '%s\\n' "$(basename "$0")" "$@" >>"$TOLD"
 """
@@ -80,6 +82,92 @@ def test_a_leader_starts_a_process_for_each_gpu_of_the_group(tmp_path: Path) -> 
     assert words[start + 6] == "tritonserver"
     assert (tmp_path / "ssh-files" / "known_hosts").read_text() == "* ssh-ed25519 AAAA\n"
     assert (tmp_path / "ssh-files" / "id_ed25519").stat().st_mode & 0o77 == 0
+
+
+@pytest.fixture
+def user() -> pwd.struct_passwd:
+    """Who the worker runs as: whoever runs the tests, or for root somebody else, since pods have no root."""
+    if os.getuid():
+        return pwd.getpwuid(os.getuid())
+    others = [each for each in pwd.getpwall() if each.pw_uid and each.pw_shell in SHELLS]
+    if not others:
+        pytest.skip("this machine has no user with a shell but root")
+    return others[0]
+
+
+@pytest.fixture
+def worker(
+    tmp_path: Path, user: pwd.struct_passwd
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """A real sshd, started by the script as a user without privileges; call it to run something over ssh."""
+    keys, files = tmp_path / "keys", tmp_path / "files"
+    keys.mkdir()
+    for name in ("id_ed25519", "another"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", keys / name], check=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    environment = {
+        "PATH": f"{DEBIAN / 'usr' / 'sbin'}:/usr/bin:/bin",
+        "LD_LIBRARY_PATH": ":".join(str(found.parent) for found in DEBIAN.glob("**/libwrap.so.0")),
+        "SSH_FOLDER": str(files),
+        "SSH_KEYS": str(keys),
+        "SSH_PORT": port,
+        "LWS_WORKER_INDEX": "1",
+    }
+    tmp_path.chmod(0o777)  # as /tmp of a pod
+    words = ["bash", str(SCRIPT), "worker"]
+    if os.getuid() == 0:
+        # As in the pod.  The folders of pytest are root's own.
+        for folder in list(tmp_path.parents)[:2]:
+            folder.chmod(0o755)
+        for path in (*keys.iterdir(), keys):
+            path.chmod(0o755)
+        files.mkdir()
+        os.chown(files, user.pw_uid, user.pw_gid)
+        become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+        words = [*become, "--no-new-privs", *words]
+    log = tmp_path / "log"
+    with open(log, "wb") as output:
+        process = subprocess.Popen(words, env=environment, stdout=output, stderr=output)
+
+    def over_ssh(command: str, key: str = "id_ed25519", *options: str) -> subprocess.CompletedProcess[str]:
+        known = tmp_path / "known_hosts"
+        known.write_text(f"* {(keys / 'id_ed25519.pub').read_text()}")
+        private = tmp_path / key
+        private.write_bytes((keys / key).read_bytes())
+        private.chmod(0o600)
+        return subprocess.run(
+            ["ssh", "-F", "none", "-p", port, "-i", str(private), "-o", f"UserKnownHostsFile={known}",
+             "-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", *options,
+             f"{user.pw_name}@127.0.0.1", command],
+            capture_output=True, text=True, check=False, timeout=20,
+        )  # fmt: skip
+
+    try:
+        deadline = time.monotonic() + 10
+        while over_ssh("true").returncode:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, over_ssh("true").stderr + log.read_text()
+            time.sleep(0.1)
+        yield over_ssh
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_a_worker_runs_what_the_leader_sends_in_the_pods_environment(
+    worker: Callable[..., subprocess.CompletedProcess[str]], user: pwd.struct_passwd
+) -> None:
+    done = worker("echo $LWS_WORKER_INDEX $(id -u); exit 7")
+    assert (done.stdout, done.returncode) == (f"1 {user.pw_uid}\n", 7)
+
+
+def test_a_worker_runs_nothing_for_others(worker: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    refused = worker("true", "another")
+    assert refused.returncode == 255
+    assert "Permission denied (publickey)" in refused.stderr
+    forwarded = worker("true", "id_ed25519", "-o", "ExitOnForwardFailure=yes", "-R", "0:127.0.0.1:1")
+    assert forwarded.returncode == 255, "what is reachable from the pod is not reachable through it"
 
 
 def test_an_unknown_mode_is_told() -> None:

@@ -76,11 +76,13 @@ worker)
 . $SSH/environment
 exec /bin/sh -c "\$SSH_ORIGINAL_COMMAND"
 EOF
+    # StrictModes would refuse keys below /tmp, which everybody in the pod may write; they are one user.
     cat >"$SSH/config" <<EOF
 Port $SSH_PORT
 HostKey $SSH/id_ed25519
 AuthorizedKeysFile $SSH/authorized_keys
 AuthenticationMethods publickey
+StrictModes no
 PidFile none
 UsePAM no
 LogLevel ERROR
