@@ -140,8 +140,9 @@ slurm:
 		--no-install-recommends slurmctld slurmd slurm-client munge >/dev/null; } || \
 	{ echo "Slurm could not be installed; test-launch needs slurmctld, slurmd, slurm-client and munge" >&2; exit 1; }
 
-# What is deployed on GPUs, by Helm's library, published schemas, docker-compose, promtool, Slurm and Triton; no GPU.
-test-deploy: $(CHARTS) $(SERVING) slurm compose debian-tools
+# What is deployed on GPUs, by Helm's library, published schemas, docker-compose, promtool, Slurm,
+# Triton and the gateway; no GPU.
+test-deploy: $(CHARTS) $(SERVING) $(GATEWAY) slurm compose debian-tools
 	$(VENVS)/charts/bin/python -m pytest tests/deploy
 
 # docker-compose without Docker: Debian's or Ubuntu's package, as root.

@@ -32,8 +32,7 @@ import yaml
 
 from pipeline import schema
 from pipeline.errors import UserError
-from pipeline.gateway.settings import Limits
-from pipeline.serving import targets
+from pipeline.serving import repository, targets
 from pipeline.serving.targets import IMAGES, TRTLLM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,25 +41,25 @@ DEPLOY = ROOT / "deploy"
 REGISTRY = "registry.example.com"
 GATEWAY_IMAGE = {"repository": f"{REGISTRY}/nemo-lifecycle-gateway", "tag": "0.1.0", "digest": ""}
 IN_CONTAINER = "/etc/lifecycle"  # settings and the start script; keys and certificates beside it, in folders
-TRITON_ADDRESS = "127.0.0.1:18000"
+TRITON = {"address": "127.0.0.1:18000", "metrics": "127.0.0.1:18002"}  # as triton.sh has it
 PORTS = {"http_port": 8000, "grpc_port": 8001, "metrics_port": 8002}
 NODE_GPUS = 8  # of a machine, where neither the site nor the recipe says
 LAYOUT = 5  # parts of runs/RECIPE/export/ID/repository
 TRITON_ENDS_S = 60  # beyond the gateway's drain_s: Triton's own end, and some air
 
 
-def written(folder: Path, recipe: schema.Recipe, identity: str, repository: Path) -> list[Path]:
+def written(folder: Path, recipe: schema.Recipe, identity: str, exported: Path) -> list[Path]:
     """Write everything for an export of a recipe; returns the files.
 
-    ``identity`` is the export's, ``repository`` its Triton model repository
+    ``identity`` is the export's, ``exported`` its Triton model repository
     (``runs/RECIPE/export/ID/repository``).  Raises :class:`UserError` for what cannot be served so.
     """
     cluster = recipe.site.kubernetes
     gpus = cluster.gpus or recipe.site.slurm.gpus_per_node or recipe.launch.gpus or NODE_GPUS
     made = values(recipe.export, identity, recipe.deploy, gpus)
     local = made["local"]
-    local["repository"], local["settings"] = str(repository.absolute()), str(folder.absolute())
-    made["model"]["claim"] = {"name": cluster.claim or "", "path": "/".join(repository.parts[-LAYOUT:])}
+    local["repository"], local["settings"] = str(exported.absolute()), str(folder.absolute())
+    made["model"]["claim"] = {"name": cluster.claim or "", "path": "/".join(exported.parts[-LAYOUT:])}
     made["gpus"]["resource"] = cluster.gpu_resource
     made["image"]["pullSecrets"] = list(cluster.pull_secrets)
     made["nodeSelector"] = dict(label.split("=", 1) for label in cluster.node_selector)
@@ -89,17 +88,14 @@ def values(export: schema.Export, identity: str, deploy: schema.Deploy, gpus_per
     each, nodes = _layout(export, world, gpus_per_node)
     image = IMAGES[export.target]
     name = export.model_name
-    limits = dataclasses.asdict(Limits())
+    limits = dataclasses.asdict(deploy.limits)
     return {
         "model": {
             "name": name,
             "identity": identity,
             "target": export.target,
             "weights": export.weights,
-            "routes": {
-                name: {"model": name, "lora": ""},
-                **{adapter: {"model": name, "lora": adapter} for adapter in export.adapters},
-            },
+            "routes": repository.models(export),
             "source": "claim",
             "claim": {"name": "", "path": ""},
         },
@@ -114,14 +110,17 @@ def values(export: schema.Export, identity: str, deploy: schema.Deploy, gpus_per
         "gateway": {
             "image": dict(GATEWAY_IMAGE),
             "keysSecret": f"{_label(name)}-keys",
-            "settings": {"limits": {key: value for key, value in limits.items() if value is not None}},
+            "settings": {
+                "probe_every_s": deploy.probe_every_s,
+                "limits": {key: value for key, value in limits.items() if value is not None},
+            },
         },
         # One GPU takes some seconds, a model of hundreds of GB many minutes to be read.
         "startSeconds": max(deploy.start_timeout_s, 1800),
         "local": {
             "host": deploy.host,
             **{key: getattr(deploy, key) for key in PORTS},
-            "tls": False,  # tls.crt and tls.key lie beside the settings
+            "tls": deploy.tls_certificate is not None,  # tls.crt and tls.key lie beside the settings
             "repository": "",
             "settings": "",
         },
@@ -181,7 +180,7 @@ def gateway_settings(values: dict[str, Any], *, container: bool = True) -> dict[
         at |= {"tls_certificate": f"{certificates}/tls.crt", "tls_key": f"{certificates}/tls.key"}
     version = {
         "identity": values["model"]["identity"],
-        "address": TRITON_ADDRESS,
+        **TRITON,
         "models": values["model"]["routes"],
     }
     return {**values["gateway"]["settings"], **at, "version": version}

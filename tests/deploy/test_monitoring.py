@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import re
@@ -124,6 +125,21 @@ def test_every_expression_asks_for_what_is_told(where: str, expression: str) -> 
                 assert values <= OUTCOMES
             elif matcher.name == "reason":
                 assert values <= REASONS
+
+
+def test_the_list_is_the_gateways_own() -> None:
+    """By the source of its metrics, whose package is not in this toolchain."""
+    found: dict[str, set[str]] = {}
+    source = Path(DEPLOY.parent, "pipeline", "gateway", "metrics.py").read_text()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("gauge", "counter", "histogram"):
+            assert isinstance(node.func, ast.Name)
+            name, _, *labels = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            kind = node.func.id
+            found[f"lifecycle_{name}{'_total' if kind == 'counter' else ''}"] = (
+                {"model"} if kind == "histogram" else set(labels)
+            )
+    assert found == GATEWAY
 
 
 def test_an_unknown_metric_would_be_noticed() -> None:

@@ -34,7 +34,7 @@ nemo-lifecycle.io/identity: {{ .Values.model.identity | trunc 63 | quote }}
 {{- if .Values.gateway.tlsSecret }}
 {{- $at = merge $at (dict "tls_certificate" "/etc/lifecycle/tls/tls.crt" "tls_key" "/etc/lifecycle/tls/tls.key") }}
 {{- end }}
-{{- $at = merge $at (dict "version" (dict "identity" .Values.model.identity "address" "127.0.0.1:18000" "models" .Values.model.routes)) }}
+{{- $at = merge $at (dict "version" (dict "identity" .Values.model.identity "address" "127.0.0.1:18000" "metrics" "127.0.0.1:18002" "models" .Values.model.routes)) }}
 {{- merge $at .Values.gateway.settings | toPrettyJson }}
 {{- end }}
 
