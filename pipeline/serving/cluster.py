@@ -110,6 +110,7 @@ def values(export: schema.Export, identity: str, deploy: schema.Deploy, gpus_per
         "gateway": {
             "image": dict(GATEWAY_IMAGE),
             "keysSecret": f"{_label(name)}-keys",
+            "tlsSecret": f"{_label(name)}-tls" if deploy.tls_certificate else "",
             "settings": {
                 "probe_every_s": deploy.probe_every_s,
                 "limits": {key: value for key, value in limits.items() if value is not None},

@@ -125,7 +125,8 @@ def test_a_recipe_gives_values_and_what_is_made_of_them(tmp_path: Path) -> None:
 def test_the_recipes_limits_are_the_gateways(tmp_path: Path) -> None:
     limits = "deploy.limits.drain_s=240 deploy.limits.max_tokens=512 deploy.probe_every_s=5"
     tls = "deploy.tls_certificate=server.pem deploy.tls_key=server.key"
-    written(tmp_path, f"{limits} {tls}")
+    _, made = written(tmp_path, f"{limits} {tls}")
+    assert made["gateway"]["tlsSecret"] == "assistant-tls"
     read = gateway.load(tmp_path / "gateway.json")
     assert (read.limits.drain_s, read.limits.max_tokens, read.probe_every_s) == (240, 512, 5)
     assert read.limits.requests_per_minute is None
