@@ -37,13 +37,17 @@ LEAVE_S = 0.005  # after which a client that leaves at once is gone
 
 @dataclass(frozen=True)
 class Target:
-    """A server: ``address`` as ``http://host:port``; ``extra`` fields go into every request."""
+    """A server: ``address`` as ``http://host:port``; ``extra`` fields go into every request.
+
+    ``keep_alive``: a connection serves one request after the other.
+    """
 
     protocol: str
     address: str
     model: str
     key: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    keep_alive: bool = True
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,7 @@ async def ask(
     began = time.perf_counter() if began is None else began
     answer = Answer()
     headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
+    headers |= {} if target.keep_alive else {"Connection": "close"}
     asked = session.post(url(target, question.stream), json=body(target, question), headers=headers)
     try:
         if question.leave_after == 0:

@@ -39,6 +39,7 @@ from pipeline.toolchains import ROOT, Toolchain
 RECIPE = "llama-tiny"
 RIVALS = "bench-serving"  # the toolchain of the other servers
 GATEWAY, DIRECT, PLAIN = "ours, through the gateway", "ours, Triton alone", "Transformers behind FastAPI"
+BATCHED = "transformers serve, continuous batching"
 LEVELS = (1, 4, 8, 16)
 THROUGHPUT = (8, 5.0)  # at that concurrency so many times the plain server's tokens a second
 FIRST_TOKEN = (4, 0.5)  # at that concurrency at most so much of its time to first token
@@ -68,7 +69,7 @@ def rivals(bundle: Path, folder: Path, port: int, threads: int) -> list[Contende
     cache = ["--cb-num-blocks", "256", "--cb-max-batch-tokens", "512"]
     found.append(
         Contender(
-            "transformers serve, continuous batching",
+            BATCHED,
             _openai(address, str(bundle), {}),
             "fp32",
             [str(programs / "transformers"), "serve", str(bundle), "--continuous-batching", *cache, "--device", "cpu",
@@ -80,10 +81,12 @@ def rivals(bundle: Path, folder: Path, port: int, threads: int) -> list[Contende
         file = folder / "model.gguf"
         convert = [str(toolchain.python), "-m", "benchmarks.servers.gguf_model", str(bundle), str(file)]
         subprocess.run(convert, cwd=ROOT, env=environment, check=True)
+        target = _openai(f"http://127.0.0.1:{port + 2}", "model", {"ignore_eos": True})
         found.append(
             Contender(
                 f"llama.cpp's server ({llama_cpp.PACKAGE})",
-                _openai(f"http://127.0.0.1:{port + 2}", "model", {"ignore_eos": True}),
+                # It promises to keep a connection open, and closes it after a stream.
+                target | {"keep_alive": False},
                 "fp32, keys and values too",
                 llama_cpp.command(file, port + 2, threads, max(LEVELS)),
                 environment,
@@ -125,7 +128,7 @@ def order(
 
 def exact_length(side: Contender, tokens: int) -> dict[str, Any]:
     """The target, made to answer with so many tokens."""
-    if "serve" not in side.name:
+    if side.name != BATCHED:
         return side.target
     # `transformers serve` knows no ignore_eos; it takes a generation config, here one without an end token.
     config = json.dumps({"max_new_tokens": tokens, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0})
