@@ -56,13 +56,15 @@ def run(step: Step) -> None:
     exported = targets.write(step, tokenizer, generation)
     converted_s = time.monotonic() - started
     result = _held(step, step.output / "bundle", tokenizer, generation, exported)
+    del exported  # its engine would stay in memory beside the variants'
     faults = list(result["faults"])
     variants = {}
     for name in fronts(settings)[1:]:
         step.phase(f"{name}, merged")
         merged = _merged(step, name, str(settings.adapters[name]))
-        exported = targets.openvino_model(step, tokenizer, name, merged)
-        variants[name] = _held(step, merged, tokenizer, generation, exported)
+        variants[name] = _held(
+            step, merged, tokenizer, generation, targets.openvino_model(step, tokenizer, name, merged)
+        )
         faults += [f"{name}: {fault}" for fault in variants[name]["faults"]]
         shutil.rmtree(merged)
     write_json(step.output / "probes.json", _probes(settings, {settings.model_name: result, **variants}))
