@@ -25,12 +25,16 @@ from pipeline.runner.store import read_artifact
 from pipeline.summary import print_summary
 from pipeline.toolchains import ROOT
 
+LIVE = next(stage.name for stage in STAGES if stage.live)
+
 
 def run(options: Namespace) -> int:
     """The whole chain, or a stage and what it rests on: here, or as jobs of a cluster."""
     chain = _load(options)
     target = None if options.verb == "run" else options.verb
     if chain.loaded.settings.site.kind != "local" and not getattr(options, "here", False):
+        if target == LIVE and getattr(options, "dry_run", False):
+            return _rehearse_deployment(chain)
         return _submit(chain, target, options)
     if getattr(options, "dry_run", False):
         raise UserError(
@@ -77,6 +81,34 @@ def _rehearse(chain: Chain) -> None:
     print(words_of(done, chain.loaded.settings), file=sys.stderr)
     if done.faults:
         raise LifecycleError(f"the repository is not what its readers take: {done.faults[0]}")
+
+
+def _rehearse_deployment(chain: Chain) -> int:
+    """Write what serves the recipe on GPUs: the repository's text, and what Helm, compose and Slurm take."""
+    from pipeline.serving import cluster, manifests
+    from pipeline.serving.rehearsal import UNKNOWN
+
+    published = chain.store.latest("export")
+    folder = chain.store.root / "dry-run"
+    if published is None:
+        _rehearse(chain)
+        identity, repository = UNKNOWN, chain.store.root / "export" / "latest" / "repository"
+    else:
+        identity, repository = published.identity, published.path / "repository"
+    files = cluster.written(folder / "serving", chain.loaded.settings, identity, repository)
+    on_slurm = chain.loaded.settings.site.kind == "slurm"
+    found = manifests.script(folder / "serving") if on_slurm else manifests.made(folder / "serving")
+    for file in files:
+        print(file)
+    for words in found.checked:
+        print(f"checked: {words}", file=sys.stderr)
+    for words in [*found.not_executed, "no GPU: nothing was started"]:
+        print(f"not executed: {words}", file=sys.stderr)
+    if published is None:
+        print("the export has not run: the values name it by zeros (docs/deploying.md)", file=sys.stderr)
+    if found.faults:
+        raise LifecycleError(f"what was written is not what its readers take: {'; '.join(found.faults)}")
+    return 0
 
 
 def plan(options: Namespace) -> int:

@@ -45,7 +45,7 @@ class Health:
                     self._down(version, error.message)
                 return
         if version.fault:
-            version.fault, version.ended = "", ""
+            version.fault = ""
             LOG.info("version %s answers", version.identity[:12])
             self._measure(version)
 

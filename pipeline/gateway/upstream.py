@@ -85,6 +85,7 @@ class Stream:
         self.version, self.model = version, model
         self.finished = False
         self.tokens = 0
+        self._endings = version.endings
         self._rest = b""
         self._response: aiohttp.ClientResponse | None = None
         self._ends = asyncio.get_running_loop().time() + limits.request_s
@@ -144,16 +145,19 @@ class Stream:
             logprobs=[tuple(each) for each in json.loads(logprobs)] if logprobs else [],
         )
 
+    def _given_up(self) -> bool:
+        return self.version.endings != self._endings
+
     async def _waited(self, coming: Any, seconds: float) -> Any:
         """Wait for Triton, no longer than allowed, and no longer than the version is there."""
         now = asyncio.get_running_loop().time()
-        limit = asyncio.timeout_at(now if self.version.ended else min(now + seconds, self._ends))
+        limit = asyncio.timeout_at(now if self._given_up() else min(now + seconds, self._ends))
         self.version.limits.add(limit)
         try:
             async with limit:
                 return await coming
         except TimeoutError:
-            if self.version.ended:
+            if self._given_up():
                 raise failed(self.version.ended, status=502) from None
             if asyncio.get_running_loop().time() >= self._ends:
                 raise timed_out(f"the answer was not whole within {self.limits.request_s:g} s") from None
@@ -179,7 +183,9 @@ def _of_model(status: int, said: str) -> GatewayError:
     if "is not healthy" in said:  # Triton's words for a model process that has died, with status 400
         return unavailable("the model's process has died")
     if status == 400:
-        return invalid(said)
+        # The contract's words for a prompt (and its answer) that the model has no room for.
+        full = "the model reads at most" in said or "the model's context of" in said
+        return invalid(said, code="context_length_exceeded" if full else None)
     if status == 503:
         return unavailable(said)
     if status == 404:  # a route that the version's settings promise, and Triton does not know

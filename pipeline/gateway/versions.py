@@ -28,7 +28,8 @@ class Version:
     fault: str = ""
     lives: dict[str, float] = field(default_factory=dict)  # Triton's model to the loop time of its last token
     under_way: int = 0
-    ended: str = ""  # why requests under way are given up
+    ended: str = ""  # why requests were given up
+    endings: int = 0  # how often: those that came after the last are not meant
     limits: set[asyncio.Timeout] = field(default_factory=set)
 
     @property
@@ -41,7 +42,7 @@ class Version:
 
     def give_up(self, why: str) -> None:
         """End what is under way here with an error that says why."""
-        self.ended = why
+        self.ended, self.endings = why, self.endings + 1
         now = asyncio.get_running_loop().time()
         for limit in self.limits:
             limit.reschedule(now)

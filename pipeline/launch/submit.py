@@ -82,7 +82,8 @@ def _to_do(chain: Chain, target: str | None) -> tuple[list[graph.Step], list[str
     if target and steps[-1].stage.live:
         raise UserError(
             f"{target} starts a server, which would end with its job: run it on the machine that is to serve, "
-            f"`lifecycle {target} {chain.store.recipe} --runs {chain.runs}` (SITE=local)"
+            f"`lifecycle {target} {chain.store.recipe} --runs {chain.runs}` (SITE=local); --dry-run writes what Helm, "
+            f"compose and Slurm take for GPUs elsewhere (docs/deploying.md)"
         )
     notes = [f"{step.name}: left out, a server would end with its job" for step in steps if step.stage.live]
     steps = tuple(step for step in steps if not step.stage.live)

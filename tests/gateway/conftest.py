@@ -21,6 +21,7 @@ from pipeline.serving import service
 from pipeline.toolchains import ROOT, Toolchain
 from tests.gateway.deploy_miniature import KEYS
 from tests.gateway.scripted import KEY, MODEL, ScriptedService, made, serving
+from tests.gateway.wire import Wire
 from tests.miniature import free_ports
 
 
@@ -35,11 +36,15 @@ class Gateway:
 
 @dataclass
 class Started:
-    """A gateway of a test's own in front of the real Triton; ``settings`` are those of its file."""
+    """A gateway of a test's own in front of the real Triton; ``settings`` are those of its file.
+
+    ``wire`` is what lies between the two.
+    """
 
     process: subprocess.Popen[bytes]
     settings: dict[str, Any]
     log: Path
+    wire: Wire
 
     @property
     def url(self) -> str:
@@ -81,8 +86,6 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Servi
     assert done.returncode == 0, done.stderr[-3000:]
     record = service.read(folder / "deploy" / "server.json")
     assert record is not None
-    assert record.keeper is not None
-    os.kill(record.keeper.pid, signal.SIGKILL)  # some tests hold the model still, and want it back as it was
     yield record
     service.stop(record)
 
@@ -110,7 +113,8 @@ def start(deployed: service.Service, tmp_path: Path) -> Iterator[Callable[..., S
 
     def begin(**settings: Any) -> Started:
         http, grpc, metrics = free_ports(3)
-        version = service.plain(deployed.version, deployed.models)
+        wire = Wire(deployed.version.address)
+        version = {**service.plain(deployed.version, deployed.models), "address": wire.address}
         ports = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics}
         whole = {**ports, "version": version, "probe_every_s": 0.5, **settings}
         number = len(running)
@@ -120,7 +124,7 @@ def start(deployed: service.Service, tmp_path: Path) -> Iterator[Callable[..., S
             process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.gateway", str(file)], cwd=ROOT, stdout=output, stderr=output
             )
-        found = Started(process, whole, log)
+        found = Started(process, whole, log, wire)
         running.append(found)
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
@@ -138,3 +142,4 @@ def start(deployed: service.Service, tmp_path: Path) -> Iterator[Callable[..., S
     for each in running:
         each.process.send_signal(signal.SIGKILL)
         each.process.wait()
+        each.wire.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import queue
 import signal
 import socket
@@ -13,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +24,7 @@ import pytest
 import requests
 import tritonclient.grpc as triton
 
-from pipeline.serving import processes, server, service
+from pipeline.serving import service
 from pipeline.toolchains import ROOT
 from tests.gateway.conftest import Started
 from tests.gateway.deploy_miniature import KEYS
@@ -47,19 +47,18 @@ def stream(gateway: Started, **body: Any) -> Iterator[dict[str, Any]]:
                 yield json.loads(line.removeprefix(b"data:"))
 
 
+def waiting(gateway: Started, count: int) -> None:
+    """Until so many requests wait for their first token."""
+    deadline = time.monotonic() + 10
+    while f'lifecycle_requests_waiting{{model="assistant"}} {count}.0' not in gateway.metrics():
+        assert time.monotonic() < deadline, gateway.metrics()
+        time.sleep(0.05)
+
+
 def infer_input(text: str = QUESTION) -> Any:
     tensor = triton.InferInput("text_input", [1], "BYTES")
     tensor.set_data_from_numpy(numpy.array([text.encode()], dtype=object))
     return tensor
-
-
-@pytest.fixture
-def stub(deployed: service.Service) -> Iterator[int]:
-    """The model's process; it goes on at the end, whatever a test did."""
-    members = processes.of_session(deployed.version.pid)
-    pid = next(process.pid for process in members if server.STUB in process.command[0])
-    yield pid
-    os.kill(pid, signal.SIGCONT)
 
 
 # ------------------------------------------------------------------------------- keys
@@ -190,17 +189,14 @@ def test_a_key_has_so_many_requests_a_minute(start: Start, tmp_path: Path) -> No
     assert 'lifecycle_refusals_total{reason="rate_limited"} 2.0' in gateway.metrics()
 
 
-def test_so_many_requests_are_taken_at_once(start: Start, stub: int) -> None:
+def test_so_many_requests_are_taken_at_once(start: Start) -> None:
     gateway = start(limits={"max_requests": 2}, probe_every_s=60.0)
     with ThreadPoolExecutor(2) as pool:
-        os.kill(stub, signal.SIGSTOP)
+        gateway.wire.hold()
         held = [pool.submit(gateway.generate, **LONG) for _ in range(2)]
-        deadline = time.monotonic() + 10
-        while 'lifecycle_requests_waiting{model="assistant"} 2.0' not in gateway.metrics():
-            assert time.monotonic() < deadline, gateway.metrics()
-            time.sleep(0.05)
+        waiting(gateway, 2)
         refused = gateway.generate(**LONG)
-        os.kill(stub, signal.SIGCONT)
+        gateway.wire.release()
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
         assert [each.result().status_code for each in held] == [200, 200]
     assert gateway.generate(**LONG).status_code == 200
@@ -216,26 +212,26 @@ def test_an_answer_is_no_longer_than_allowed(start: Start) -> None:
     assert gateway.generate(text_input=QUESTION, max_tokens=8).status_code == 200
 
 
-def test_a_token_that_does_not_come_is_not_waited_for(start: Start, stub: int) -> None:
+def test_a_token_that_does_not_come_is_not_waited_for(start: Start) -> None:
     gateway = start(limits={"between_tokens_s": 0.6, "first_token_s": 0.6}, probe_every_s=60.0)
-    os.kill(stub, signal.SIGSTOP)
+    gateway.wire.hold()
     began = time.monotonic()
     late = gateway.generate(**LONG)
     assert (late.status_code, late.json()["error"]) == (504, "the first token did not come within 0.6 s")
     assert time.monotonic() - began < 6
-    os.kill(stub, signal.SIGCONT)
+    gateway.wire.release()
     events = stream(gateway, **LONG)
     assert next(events)["completion_tokens"] == 0
-    os.kill(stub, signal.SIGSTOP)
+    gateway.wire.hold()
     assert "token did not come within" in list(events)[-1]["error"]
-    os.kill(stub, signal.SIGCONT)
+    gateway.wire.release()
     assert gateway.generate(text_input=QUESTION, max_tokens=4).status_code == 200
 
 
-def test_a_model_that_stops_answering_is_seen_and_nobody_waits_for_it(start: Start, stub: int) -> None:
+def test_a_model_that_stops_answering_is_seen_and_nobody_waits_for_it(start: Start) -> None:
     gateway = start(probe_every_s=0.3, probe_timeout_s=1.0)
     with ThreadPoolExecutor(1) as pool:
-        os.kill(stub, signal.SIGSTOP)
+        gateway.wire.hold()
         began = time.monotonic()
         held = pool.submit(gateway.generate, **LONG)
         assert held.result().status_code == 502
@@ -244,7 +240,7 @@ def test_a_model_that_stops_answering_is_seen_and_nobody_waits_for_it(start: Sta
     assert requests.get(f"{gateway.url}/ready", timeout=5).status_code == 503
     refused = gateway.generate(**LONG)
     assert (refused.status_code, "does not answer" in refused.json()["error"]) == (503, True)
-    os.kill(stub, signal.SIGCONT)
+    gateway.wire.release()
     deadline = time.monotonic() + 20
     while requests.get(f"{gateway.url}/ready", timeout=5).status_code != 200:
         assert time.monotonic() < deadline
@@ -298,22 +294,24 @@ def test_shared_memory_cannot_be_asked_for(start: Start) -> None:
         client.infer("assistant", [shared])
 
 
-def test_a_request_is_its_callers_own(deployed: service.Service, stub: int) -> None:
+def test_a_request_is_its_callers_own(start: Start, tmp_path: Path) -> None:
     """Nobody ends, or learns of, the requests of another."""
-    url = f"{deployed.gateway.url}/v2/models/assistant/generate"
+    file = tmp_path / "keys"
+    file.write_text("".join(f"{name}: {key}\n" for name, key in KEYS.items()))
+    gateway = start(keys_file=str(file), probe_every_s=60.0)
 
     def ask(who: str, **body: Any) -> requests.Response:
-        return requests.post(url, json=body, headers=bearer(KEYS[who]), timeout=30)
+        return gateway.generate(headers=bearer(KEYS[who]), **body)
 
-    with ThreadPoolExecutor(2) as pool:
-        os.kill(stub, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        gateway.wire.hold()
         mine = pool.submit(ask, "alice", request_id="7", **LONG)
-        time.sleep(0.3)
-        other = pool.submit(ask, "bob", cancel=True, request_id="7")
-        assert "no request with the request_id '7' is running" in other.result().json()["error"]
+        waiting(gateway, 1)
+        other = ask("bob", cancel=True, request_id="7")
+        assert "no request with the request_id '7' is running" in other.json()["error"]
         same = ask("alice", request_id="7", **LONG)
         assert "a request with the request_id '7' is running" in same.json()["error"]
-        os.kill(stub, signal.SIGCONT)
+        gateway.wire.release()
         assert mine.result().json()["completion_tokens"] == LONG["max_tokens"]
 
 
@@ -349,7 +347,8 @@ def test_tls_over_http_and_grpc(start: Start, tmp_path: Path) -> None:
         assert b"200" not in plain.recv(100)
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
-    old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        old.maximum_version = ssl.TLSVersion.TLSv1_1
     address = ("127.0.0.1", gateway.settings["http_port"])
     with socket.create_connection(address, timeout=10) as raw, pytest.raises((ssl.SSLError, OSError)):
         old.wrap_socket(raw)
@@ -361,7 +360,7 @@ def test_tls_over_http_and_grpc(start: Start, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- leaving
 
 
-def test_what_is_under_way_is_finished_before_it_goes(start: Start, stub: int) -> None:
+def test_what_is_under_way_is_finished_before_it_goes(start: Start) -> None:
     gateway = start(probe_every_s=60.0)
     got: queue.Queue[Any] = queue.Queue()
 
@@ -370,19 +369,17 @@ def test_what_is_under_way_is_finished_before_it_goes(start: Start, stub: int) -
             got.put(event)
         got.put(None)
 
-    os.kill(stub, signal.SIGSTOP)
+    gateway.wire.hold()
     thread = threading.Thread(target=follow)
     thread.start()
+    waiting(gateway, 1)
     deadline = time.monotonic() + 10
-    while 'lifecycle_requests_waiting{model="assistant"} 1.0' not in gateway.metrics():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
     gateway.process.send_signal(signal.SIGTERM)
     while requests.get(f"{gateway.url}/ready", timeout=5).status_code == 200:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert gateway.generate(**LONG).status_code == 503
-    os.kill(stub, signal.SIGCONT)
+    gateway.wire.release()
     thread.join(timeout=30)
     events = list(iter(got.get, None))
     assert events[-1]["finish_reason"] == "length"
