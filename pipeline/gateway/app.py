@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import pipeline
 from pipeline.gateway import kserve, openai
 from pipeline.gateway.asks import Caller
-from pipeline.gateway.errors import GatewayError, invalid
+from pipeline.gateway.errors import GatewayError, invalid, too_large
 from pipeline.gateway.keys import Keys, authorised
 from pipeline.gateway.service import Service
 from pipeline.gateway.settings import Limits
@@ -69,7 +69,7 @@ class Door:
             limits = self.service.settings.limits
             length = headers.get(b"content-length", b"0")
             if not length.isdigit() or int(length) > limits.max_body_bytes:
-                raise _too_large(limits)
+                raise too_large(limits.max_body_bytes)
         except GatewayError as error:
             if error.reason:
                 self.service.metrics.refusals.labels(error.reason).inc()
@@ -103,17 +103,8 @@ class Body:
         self._bytes += len(message.get("body", b""))
         self._whole = not message.get("more_body", False)
         if self._bytes > self._limits.max_body_bytes:
-            raise _too_large(self._limits)
+            raise too_large(self._limits.max_body_bytes)
         return message
-
-
-def _too_large(limits: Limits) -> GatewayError:
-    return GatewayError(
-        413,
-        f"the request's body is larger than the {limits.max_body_bytes} bytes that are taken",
-        code="request_too_large",
-        reason="too_large",
-    )
 
 
 def _told(path: str, error: GatewayError) -> Response:

@@ -65,6 +65,16 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return GatewayError(400, message, param=param, code=code, reason="invalid")
 
 
+def too_large(most: int) -> GatewayError:
+    """The request has more bytes than are taken."""
+    return GatewayError(
+        413,
+        f"the request's body is larger than the {most} bytes that are taken",
+        code="request_too_large",
+        reason="too_large",
+    )
+
+
 def unavailable(message: str, retry_after: float | None = 1.0) -> GatewayError:
     """There is nobody to answer now."""
     return GatewayError(503, message, code="unavailable", reason="unavailable", retry_after=retry_after)

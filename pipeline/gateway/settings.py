@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+# What Triton is sent at most.  The one in nvidia-pytriton 0.7.0 (24.10) answers 2 MiB and dies of 4 MiB, on a request
+# as good as any (2026-11-22).
+LARGEST_BODY = 2 * 1024 * 1024
+
 
 class SettingsError(ValueError):
     """A setting that is missing, unknown or impossible; the text is meant for people."""
@@ -99,6 +103,10 @@ def check(settings: Settings) -> None:
     if not is_loopback(settings.host) and not settings.keys_file and not settings.insecure:
         raise SettingsError(
             f"host is {settings.host}, which others can reach: name a keys_file with API keys, or set insecure"
+        )
+    if settings.limits.max_body_bytes > LARGEST_BODY:
+        raise SettingsError(
+            f"limits: max_body_bytes is {settings.limits.max_body_bytes}; Triton is sent {LARGEST_BODY} at most"
         )
     ports = (settings.http_port, settings.grpc_port, settings.metrics_port)
     if len(set(ports)) < len(ports):

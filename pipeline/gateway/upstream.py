@@ -16,8 +16,8 @@ from urllib.parse import quote
 import aiohttp
 
 from pipeline.gateway.asks import Event
-from pipeline.gateway.errors import GatewayError, failed, invalid, timed_out, unavailable
-from pipeline.gateway.settings import Limits
+from pipeline.gateway.errors import GatewayError, failed, invalid, timed_out, too_large, unavailable
+from pipeline.gateway.settings import LARGEST_BODY, Limits
 from pipeline.gateway.versions import Version
 
 LONGEST_ERROR = 65_536
@@ -41,7 +41,9 @@ class Upstream:
     async def ask(self, version: Version, model: str, inputs: dict[str, Any]) -> Stream:
         """Send a request; returns once the model has taken it.  Raises :class:`GatewayError`."""
         stream = Stream(self.limits, version, model)
-        body = json.dumps({**inputs, "stream": True}).encode("ascii")
+        body = json.dumps({**inputs, "stream": True}, ensure_ascii=False).encode("utf-8")
+        if len(body) > LARGEST_BODY:
+            raise too_large(LARGEST_BODY)
         url = f"http://{version.settings.address}/v2/models/{quote(model, safe='')}/generate_stream"
         await stream.open(self._session, url, body)
         return stream

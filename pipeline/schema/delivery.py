@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.gateway.settings import LARGEST_BODY
 from pipeline.schema.declare import setting
 from pipeline.serving.targets import CPU_OPENVINO, PRECISIONS, TARGETS, TRTLLM
 
@@ -128,7 +129,7 @@ class Export:
 class Limits:
     """What a client of the deployed model may ask for, and how long anything may take."""
 
-    max_body_bytes: int = setting(1_048_576, "bytes of one request", ge=1024, identity=False)
+    max_body_bytes: int = setting(1_048_576, "bytes of one request", ge=1024, le=LARGEST_BODY, identity=False)
     max_requests: int = setting(256, "requests under way at once", ge=1, identity=False)
     max_tokens: int | None = setting(
         None, "tokens of one answer (null: as many as the model's context holds)", ge=1, identity=False

@@ -109,6 +109,18 @@ def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
 @pytest.fixture
 def start(deployed: service.Service, tmp_path: Path) -> Iterator[Callable[..., Started]]:
     """Start a gateway with settings of its own in front of the deployed model's Triton."""
+    yield from _starting(deployed, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def start_for_module(
+    deployed: service.Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Started]]:
+    """The same, for all tests of a module."""
+    yield from _starting(deployed, tmp_path_factory.mktemp("gateway"))
+
+
+def _starting(deployed: service.Service, tmp_path: Path) -> Iterator[Callable[..., Started]]:
     running: list[Started] = []
 
     def begin(**settings: Any) -> Started:

@@ -12,7 +12,6 @@ from pipeline.gateway.openai.requests import MOST_CHOICES
 from tests.gateway.conftest import Gateway
 from tests.gateway.scripted import ScriptedService, made
 
-
 SHORT = 8  # characters: what the model can read in any case
 
 
