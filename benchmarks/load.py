@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
 import statistics
 import sys
@@ -362,6 +363,16 @@ async def carry_out(session: aiohttp.ClientSession, order: Order) -> dict[str, A
     return {"seconds": seconds, "answers": [asdict(answer) for answer in answers]}
 
 
+def go_first() -> None:
+    """Run before everything else on this machine, where that is allowed.
+
+    On the server's own cores the client would else wait for one, for 20 ms and more at a time
+    while two threads of a server hand each other the work, and that would count as the server's time.
+    """
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+
+
 async def main() -> None:
     loop = asyncio.get_running_loop()
     async with client() as session:
@@ -372,4 +383,5 @@ async def main() -> None:
 if __name__ == "__main__":
     import uvloop
 
+    go_first()
     uvloop.run(main())

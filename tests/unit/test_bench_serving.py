@@ -198,11 +198,13 @@ def test_growth_is_by_a_slope_that_spikes_do_not_move() -> None:
     assert soak.slope(samples(0.5)) == pytest.approx(0.5)
     assert soak.slope(samples(0.0, step=80.0)) == 0
     report = soak.Report(
-        120.0, [Answer(outcome="ok")], memory={"steady": samples(0.0, 80.0), "leak": samples(0.2)}
+        120.0, {}, [Answer(outcome="ok")], memory={"steady": samples(0.0, 80.0), "leak": samples(0.2)}
     )
     assert [fault.split(";")[0] for fault in report.faults()] == ["leak grew by 17.6 MB after the warm-up"]
+    report.filling = {"leak": 10.0}
+    assert report.faults() == []
     report = soak.Report(
-        1.0, [Answer(outcome="truncated", why="broke off")], ["'b', before 'a'"], gone=["model"]
+        1.0, {}, [Answer(outcome="truncated", why="broke off")], ["'b', before 'a'"], gone=["model"]
     )
     assert [fault.split(":")[0] for fault in report.faults()] == [
         "model ended", "1 failed or broken answers", "1 changed answers", "not one answer",
