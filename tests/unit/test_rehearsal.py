@@ -113,3 +113,35 @@ def test_the_dry_run_of_an_export_leaves_the_repository_and_says_what_it_is(
     assert not (runs / "llama-8b/launch").exists()
     assert main(["evaluate", *call]) == 0
     assert "repository for" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("site", ["slurm", "kubernetes"])
+def test_the_dry_run_of_a_deployment_leaves_what_a_cluster_reads(
+    site: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    assert main(["deploy", "llama-8b", "--site", site, "--dry-run", "--runs", str(runs)]) == 0
+    printed = capsys.readouterr()
+    folder = runs / "llama-8b" / "dry-run"
+    values = yaml.safe_load((folder / "serving" / "values.yaml").read_text())
+    assert values["model"]["identity"] == rehearsal.UNKNOWN
+    assert values["gpus"] == {"perPod": 1, "resource": "nvidia.com/gpu", "kind": "H100"}
+    assert values["image"]["digest"] == ""  # none is made up
+    assert str(folder / "serving" / "serve.sbatch") in printed.out
+    assert (folder / "repository/assistant/1/model.yaml").is_file()
+    assert "not executed: no GPU" in printed.err
+    if site == "slurm":
+        assert "checked: serve.sbatch" in printed.err
+    else:
+        assert "the chart was not rendered: its toolchain is not installed" in printed.err
+
+
+def test_a_deployment_that_one_machine_cannot_hold_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["deploy", "llama-8b", "--site", "slurm", "--dry-run", "--runs", str(tmp_path)]
+    assert main([*words, "--set", "export.serving.tensor=8 export.serving.pipeline=2"]) == 0
+    assert "nodes=2" in (tmp_path / "llama-8b/dry-run/serving/serve.sbatch").read_text()
+    capsys.readouterr()
+    assert main([*words, "--set", "export.target=vllm export.serving.tensor=8 export.serving.pipeline=2"]) == 2
+    assert "trtllm" in capsys.readouterr().err
