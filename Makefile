@@ -185,7 +185,7 @@ bench-training: $(CONTROLLER) $(CORE)
 bench-serving: $(SERVED) $(RIVALS)
 	$(VENVS)/controller/bin/python -m benchmarks.serving --write
 
-# llama.cpp's server, from source: a C++ compiler, and half an hour on 2 cores.
+# llama.cpp's server, from source: a C++ compiler, and six minutes on 2 cores.
 bench-llama-server: $(CONTROLLER) $(RIVALS)
 	$(VENVS)/controller/bin/python -m benchmarks.servers.llama_cpp
 
