@@ -350,9 +350,10 @@ def stop(options: Namespace) -> int:
     from pipeline.serving import service
 
     path = _load(options).store.server_record().resolve()
+    service.stop_keeper(path)  # it may be at work, and holds what we wait for
     with service.changing(path):
         record = service.read(path)
-        path.unlink(missing_ok=True)  # the keeper goes when it finds none
+        path.unlink(missing_ok=True)
         said = [*(service.stop(record) if record else []), *service.stop_strays(path, None)]
     for line in said or [f"no server of {options.recipe} was started here"]:
         print(line)

@@ -17,10 +17,9 @@ def deployment_fault(record_path: Path, settings: schema.Deploy, export_identity
         return f"the gateway (process {record.gateway.process.pid}) is gone"
     if record.identity != export_identity:
         return "the server serves another export"
-    gateway = record.gateway
-    wanted = (settings.host, settings.http_port, settings.grpc_port, settings.metrics_port)
-    if (gateway.host, gateway.http_port, gateway.grpc_port, gateway.metrics_port) != wanted:
-        return f"the server listens on {gateway.host}:{gateway.http_port}, the settings ask for {wanted[0]}:{wanted[1]}"
+    other = service.changed(record.gateway, settings)
+    if other:
+        return f"the gateway runs with other settings: {', '.join(other)}"
     if not service.keeper_runs(record):
         return "its keeper is gone"
     found = service.fault(record)

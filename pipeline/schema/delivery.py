@@ -166,6 +166,9 @@ class Deploy:
     probe_every_s: float = setting(
         2.0, "an idle model is asked for a token so often, to see that it lives", gt=0, identity=False
     )
+    probe_timeout_s: float = setting(
+        10.0, "time that such a token may take before the model counts as dead", gt=0, identity=False
+    )
     probe_prompts: int = setting(
         16,
         "prompts of the export's parity check that a version must answer before clients ask it",

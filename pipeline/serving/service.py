@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import schema
+from pipeline.gateway.settings import Limits, Settings
 from pipeline.serving import control, processes, server
 from pipeline.serving.client import Endpoint
 from pipeline.serving.processes import Mark
@@ -72,7 +74,8 @@ class Service:
     """Everything that runs for one recipe.
 
     ``version`` is the current Triton, ``export`` the folder that it serves, ``models`` the names for clients (as
-    in the gateway's settings), ``previous`` the exports before, latest first; ``restarts`` counts what the keeper did.
+    in the gateway's settings), ``previous`` the exports before, latest first; ``restarts`` counts what the keeper did;
+    ``threads`` and ``start_timeout_s`` are for starting Triton again.
     """
 
     gateway: Gateway
@@ -82,6 +85,8 @@ class Service:
     previous: list[Earlier]
     keeper: Mark | None = None
     restarts: int = 0
+    threads: int = 1
+    start_timeout_s: int = 120
 
     @property
     def endpoint(self) -> Endpoint:
@@ -112,6 +117,8 @@ def read(path: Path) -> Service | None:
             previous=[Earlier(**each) for each in plain["previous"]],
             keeper=Mark(**plain["keeper"]) if plain["keeper"] else None,
             restarts=int(plain["restarts"]),
+            threads=int(plain["threads"]),
+            start_timeout_s=int(plain["start_timeout_s"]),
         )
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -125,6 +132,41 @@ def write(path: Path, service: Service) -> None:
         json.dumps(dataclasses.asdict(service), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
     os.replace(part, path)
+
+
+def settings_of(deploy: schema.Deploy) -> Settings:
+    """The gateway's settings, as a recipe has them; without a version."""
+
+    def whole(path: str | None) -> str | None:
+        return None if path is None else str(Path(path).resolve())
+
+    return Settings(
+        host=deploy.host,
+        http_port=deploy.http_port,
+        grpc_port=deploy.grpc_port,
+        metrics_port=deploy.metrics_port,
+        insecure=deploy.insecure,
+        probe_every_s=deploy.probe_every_s,
+        probe_timeout_s=deploy.probe_timeout_s,
+        limits=Limits(**dataclasses.asdict(deploy.limits)),
+        keys_file=whole(deploy.keys_file),
+        tls_certificate=whole(deploy.tls_certificate),
+        tls_key=whole(deploy.tls_key),
+    )
+
+
+def changed(gateway: Gateway, deploy: schema.Deploy) -> list[str]:
+    """The settings that a running gateway has otherwise than the recipe, by name."""
+    try:
+        found = json.loads(Path(gateway.settings).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [gateway.settings]
+    wanted = dataclasses.asdict(settings_of(deploy))
+    return sorted(
+        f"deploy.{name}"
+        for name in {*found, *wanted} - {"control", "version"}
+        if found.get(name) != wanted.get(name)
+    )
 
 
 @contextlib.contextmanager
@@ -160,9 +202,17 @@ def fault(service: Service) -> str:
     if not server.is_running(service.version):
         return f"the server (process {service.version.pid}) is gone"
     try:
-        return str(control.state(service.gateway.control)["ready"])
+        state = control.state(service.gateway.control)
     except control.ControlError as error:
         return str(error)
+    if asks(state) != service.version.address:
+        return "the gateway asks another server than the one that was deployed"
+    return str(state["ready"])
+
+
+def asks(state: dict[str, Any]) -> str | None:
+    """The address of the server that a gateway asks, by its own word."""
+    return str(state["current"]["address"]) if state["current"] else None
 
 
 def status_text(service: Service | None) -> str:
@@ -190,7 +240,7 @@ def stop(service: Service) -> list[str]:
     said = []
     if service.keeper is not None:
         _end(service.keeper, KEEPER)
-    how = _end(service.gateway.process, GATEWAY)
+    how = stop_gateway(service.gateway)
     pid = service.gateway.process.pid
     said.append(
         f"the gateway at {service.gateway.url} (process {pid}) was already gone"
@@ -198,15 +248,32 @@ def stop(service: Service) -> list[str]:
         else f"stopped the gateway at {service.gateway.url} (process {pid}{how})"
     )
     said.append(server.stop(service.version))
-    with contextlib.suppress(OSError):
-        Path(service.gateway.control).unlink()
-        Path(service.gateway.control).parent.rmdir()
     return said
 
 
-def stop_gateway(gateway: Gateway) -> None:
-    """Stop a gateway; answers under way come to their end first."""
-    _end(gateway.process, GATEWAY)
+def stop_keeper(path: Path) -> None:
+    """End the keeper of a record; what it was starting is a stray then."""
+    record = read(path)
+    if record is not None and record.keeper is not None:
+        _end(record.keeper, KEEPER)
+
+
+def stop_gateway(gateway: Gateway) -> str | None:
+    """Stop a gateway, once answers under way came to their end; None where it was gone, else how it had to be ended."""
+    try:
+        drain_s = float(json.loads(Path(gateway.settings).read_text(encoding="utf-8"))["limits"]["drain_s"])
+    except (OSError, ValueError, KeyError):
+        drain_s = 0.0
+    how = _end(gateway.process, GATEWAY, drain_s + TERM_WAIT_S)
+    forget(gateway)
+    return how
+
+
+def forget(gateway: Gateway) -> None:
+    """Remove the control socket that a gateway which is gone has left."""
+    with contextlib.suppress(OSError):
+        Path(gateway.control).unlink(missing_ok=True)
+        Path(gateway.control).parent.rmdir()
 
 
 def stop_strays(path: Path, known: Service | None) -> list[str]:
@@ -235,11 +302,11 @@ def _module_runs(mark: Mark, module: str) -> bool:
     return process is not None and module in process.command
 
 
-def _end(mark: Mark, module: str) -> str | None:
+def _end(mark: Mark, module: str, wait_s: float = TERM_WAIT_S) -> str | None:
     """End a process; None where it was gone, else how it had to be ended (empty: by asking)."""
     if not _module_runs(mark, module):
         return None
-    for number, wait in ((signal.SIGTERM, TERM_WAIT_S), (signal.SIGKILL, KILL_WAIT_S)):
+    for number, wait in ((signal.SIGTERM, wait_s), (signal.SIGKILL, KILL_WAIT_S)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(mark.pid, number)
         deadline = time.monotonic() + wait

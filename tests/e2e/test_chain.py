@@ -276,9 +276,10 @@ def test_rollback_serves_the_export_before_and_deploy_the_newest(chain: Lifecycl
     assert served(chain).identity == first
     assert chain("chat", "--once", "Hello?").strip()
     assert "the output of export changed" in chain("plan", settings=longer)
-    chain("rollback", "--to", second[:8])
+    assert "there is no export to go back to" in chain("rollback", code=2)
+    chain("deploy", settings=longer)
     assert served(chain).identity == second
-    chain("deploy")
+    chain("rollback", "--to", first[:8])
     assert served(chain).identity == first
 
 

@@ -143,5 +143,7 @@ def test_a_deployment_that_one_machine_cannot_hold_says_so(
     assert main([*words, "--set", "export.serving.tensor=8 export.serving.pipeline=2"]) == 0
     assert "nodes=2" in (tmp_path / "llama-8b/dry-run/serving/serve.sbatch").read_text()
     capsys.readouterr()
-    assert main([*words, "--set", "export.target=vllm export.serving.tensor=8 export.serving.pipeline=2"]) == 2
+    assert (
+        main([*words, "--set", "export.target=vllm export.serving.tensor=8 export.serving.pipeline=2"]) == 2
+    )
     assert "trtllm" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from typing import Any
 
 import numpy
@@ -22,6 +23,7 @@ from parameters import NAMES, Parameters, RequestError, parse
 from serve import load
 
 FINAL = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+LOOK_S = 0.05  # between two looks whether a client has gone
 
 
 class TritonPythonModel:
@@ -95,6 +97,7 @@ class Receiver:
         self.running = running
         self.cancelled = False
         self.opened = False
+        self.looked = time.monotonic()
         self.whole = Piece()
 
     def __call__(self, piece: Piece) -> bool:
@@ -110,7 +113,7 @@ class Receiver:
             self.running.remove(self)
             send_error(self.sender, piece.error)
             return False
-        if self.sender.is_cancelled():
+        if self._has_gone():
             self.running.remove(self)
             self.sender.send(flags=FINAL)
             return False
@@ -128,6 +131,17 @@ class Receiver:
             self.opened = True
             self.sender.send(response(piece, piece.text), flags=0)
         return not piece.last
+
+    def _has_gone(self) -> bool:
+        """Whether the client has; asked now and then, since the question is a round trip to Triton's process.
+
+        On every token it took two thirds of a small model's time (profiled with eight clients, 2026-11-22).
+        """
+        now = time.monotonic()
+        if now - self.looked < LOOK_S:
+            return False
+        self.looked = now
+        return bool(self.sender.is_cancelled())
 
 
 def read_values(request: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 REPLACEMENT = "\ufffd"
+WINDOW = 12  # tokens that are decoded together at most, but for characters of more: a decoder's time grows with them
 
 
 class TextStream:
@@ -21,10 +22,11 @@ class TextStream:
 
     def __init__(self, decode: Callable[[list[int]], str], stop_words: list[str]) -> None:
         self._decode = decode
-        self._stop_words = stop_words
+        self.stop_words = stop_words
         self._tokens: list[int] = []
         self._context = 0  # where the tokens begin that give a decoder its surroundings
         self._shown = 0  # tokens whose text is already in _pending or was handed out
+        self._before = ""  # the text of those from _context on
         self._pending = ""
         self.stopped = False
 
@@ -33,23 +35,23 @@ class TextStream:
         if self.stopped:
             return ""
         self._tokens += tokens
-        before = self._decode(self._tokens[self._context : self._shown])
         after = self._decode(self._tokens[self._context :])
-        if len(after) > len(before) and not after.endswith(REPLACEMENT):
-            self._context, self._shown = self._shown, len(self._tokens)
-            self._pending += after[len(before) :]
+        if len(after) > len(self._before) and not after.endswith(REPLACEMENT):
+            self._pending += after[len(self._before) :]
+            if len(self._tokens) - self._context > WINDOW:
+                self._context, after = self._shown, self._decode(self._tokens[self._shown :])
+            self._shown, self._before = len(self._tokens), after
         return self._release(final=False)
 
     def finish(self) -> str:
         """The text held back so far, no more tokens being to come."""
         if self.stopped:
             return ""
-        before = self._decode(self._tokens[self._context : self._shown])
-        self._pending += self._decode(self._tokens[self._context :])[len(before) :]
+        self._pending += self._decode(self._tokens[self._context :])[len(self._before) :]
         return self._release(final=True)
 
     def _release(self, *, final: bool) -> str:
-        found = [place for word in self._stop_words if (place := self._pending.find(word)) >= 0]
+        found = [place for word in self.stop_words if (place := self._pending.find(word)) >= 0]
         if found:
             self.stopped = True
             text, self._pending = self._pending[: min(found)], ""
@@ -62,7 +64,7 @@ class TextStream:
     def _possible_stop(self) -> int:
         """How many of the last characters may be the beginning of a stop word."""
         longest = 0
-        for word in self._stop_words:
+        for word in self.stop_words:
             for size in range(min(len(word) - 1, len(self._pending)), longest, -1):
                 if self._pending.endswith(word[:size]):
                     longest = size

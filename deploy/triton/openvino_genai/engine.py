@@ -9,7 +9,8 @@ https://docs.openvino.ai/2026/openvino-workflow-generative/inference-with-genai.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,24 @@ from sampling import Sampling
 from text_stream import TextStream
 
 MAX_SEQUENCES = 64  # sequences advanced together; more wait their turn
+# Tokens that come closer together than this are handed over together: the text of one and its way through Triton take longer
+# than a small model's step.  Not where stop words end an answer, whose tokens are counted.
+PIECE_S = 0.005
 
 
 @dataclass
 class _Running:
+    """``tokens`` and their probabilities have been generated and not handed over; they are ``due`` then."""
+
     handle: Any
     receiver: Receiver
     text: TextStream
     prompt_tokens: int
     logprobs: bool
     completion_tokens: int = 0
+    tokens: list[int] = field(default_factory=list)
+    token_logprobs: list[float] = field(default_factory=list)
+    due: float = 0.0
 
 
 @dataclass
@@ -146,14 +155,20 @@ class Engine:
 
     def _deliver(self, running: _Running) -> bool:
         """Hand over what one request generated; False when it is finished."""
-        tokens: list[int] = []
-        logprobs: list[float] = []
         reason = genai.GenerationFinishReason.NONE
         while running.handle.can_read():
             for output in running.handle.read().values():
-                tokens += list(output.generated_ids)
-                logprobs += list(output.generated_log_probs)
+                running.tokens += output.generated_ids
+                running.token_logprobs += output.generated_log_probs
                 reason = output.finish_reason
+        finished = running.handle.get_status() != genai.GenerationStatus.RUNNING
+        now = time.monotonic()
+        if not finished and now < running.due:
+            return True
+        tokens, logprobs = running.tokens, running.token_logprobs
+        running.tokens, running.token_logprobs = [], []
+        if tokens and not running.text.stop_words:
+            running.due = now + PIECE_S
         running.completion_tokens += len(tokens)
         piece = Piece(tokens=tokens, prompt_tokens=running.prompt_tokens)
         piece.completion_tokens = running.completion_tokens
@@ -163,7 +178,6 @@ class Engine:
                 for token, logprob in zip(tokens, logprobs, strict=True)
             ]
         piece.text = running.text.add(tokens) if tokens else ""
-        finished = running.handle.get_status() != genai.GenerationStatus.RUNNING
         if finished and not running.text.stopped:
             piece.text += running.text.finish()
         if running.text.stopped:

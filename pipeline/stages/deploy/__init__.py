@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from pipeline import schema
+from pipeline.gateway.settings import load
 from pipeline.serving import control, server, service
 from pipeline.serving.processes import Mark
 from pipeline.serving.targets import IMAGES
@@ -46,12 +47,15 @@ def run(step: Step) -> None:
         )
     ports.check_distinct(settings)
     gateway.check(settings)
+    service.stop_keeper(path)  # which may be mending what is about to be replaced
     with service.changing(path):
         try:
             deployed, figures = _replaced(step, settings, path, export)
         except (triton.StartFailed, gateway.StartFailed, control.ControlError) as error:
             step.error(str(error))
             raise
+        finally:
+            _keep(path)
     curl = curl_line(deployed)
     write_json(
         step.output / "deployment.json",
@@ -77,11 +81,9 @@ def _replaced(
     step: Step, settings: schema.Deploy, path: Path, export: versions.Export
 ) -> tuple[service.Service, dict[str, float]]:
     """What runs now, and the figures of how it came to."""
-    folder = service.folder_of(path)
     before = service.read(path)
     for line in service.stop_strays(path, before):
         step.message(line)
-    wanted = gateway.settings_of(settings)
     running = before.gateway if before is not None and service.gateway_runs(before.gateway) else None
     # A service that answers is not given up for one that cannot start.
     ports.check_free(settings, _ports(running) if running else ())
@@ -89,7 +91,8 @@ def _replaced(
     began = time.monotonic()
     version, seconds = versions.start(
         export,
-        folder / "versions",
+        service.folder_of(path) / "versions",
+        before.version if before is not None else None,
         step.threads,
         settings.start_timeout_s,
         lambda waited: step.progress(
@@ -102,33 +105,28 @@ def _replaced(
         asked, faults = probes.check(version, export.folder, settings.probe_prompts)
         if faults:
             raise triton.StartFailed(f"the new version gets no traffic: {'; '.join(faults)}")
-        if running is not None and not gateway.same(running, wanted):
-            step.message("the gateway's own settings have changed; it is started anew")
-            service.stop_gateway(running)
-            running = None
-        if running is None:
-            ports.check_free(settings, just_stopped=True)
-            running = gateway.start(folder, wanted)
+        deployed = service.Service(
+            gateway=_gateway(step, settings, path, before),
+            version=version,
+            export=str(export.folder),
+            models=export.models,
+            previous=_previous(before, export),
+            threads=step.threads,
+            start_timeout_s=settings.start_timeout_s,
+        )
         step.phase("switching")
-        replace.switch(running, version, export.models)
+        service.write(path, deployed)  # first: whoever goes on after us finds what is meant
+        try:
+            replace.switch(deployed.gateway, version, export.models)
+        except BaseException:
+            _restore(path, before, deployed.gateway)
+            raise
     except BaseException:
         server.stop(version)
         raise
-    deployed = service.Service(
-        gateway=running,
-        version=version,
-        export=str(export.folder),
-        models=export.models,
-        previous=_previous(before, export),
-        keeper=before.keeper if before is not None and service.keeper_runs(before) else None,
-    )
-    service.write(path, deployed)
-    if deployed.keeper is None:
-        deployed = dataclasses.replace(deployed, keeper=_start_keeper(path))
-        service.write(path, deployed)
     if before is not None:
         step.phase("draining the version before")
-        replace.drain(running, before.version, settings.limits.drain_s, step.message)
+        replace.drain(deployed.gateway, before.version, settings.limits.drain_s, step.message)
     return deployed, {
         "ready_s": round(ready_s, 2),
         "first_answer_s": round(seconds, 3),
@@ -137,10 +135,58 @@ def _replaced(
     }
 
 
+def _gateway(
+    step: Step, settings: schema.Deploy, path: Path, before: service.Service | None
+) -> service.Gateway:
+    """The gateway that runs, where it has these settings; else another in its place."""
+    folder, wanted = service.folder_of(path), service.settings_of(settings)
+    if before is None or not service.gateway_runs(before.gateway):
+        ports.check_free(settings, just_stopped=before is not None)
+        return gateway.start(folder, wanted)
+    other = service.changed(before.gateway, settings)
+    if not other:
+        return before.gateway
+    step.message(
+        f"{', '.join(other)} changed: the gateway is started anew, and takes no requests for a moment"
+    )
+    old = load(Path(before.gateway.settings))
+    service.stop_gateway(before.gateway)
+    try:
+        ports.check_free(settings, just_stopped=True)
+        return gateway.start(folder, wanted)
+    except BaseException:
+        back = gateway.start(folder, dataclasses.replace(old, control=None))
+        replace.switch(back, before.version, before.models)
+        service.write(path, dataclasses.replace(before, gateway=back))
+        raise
+
+
+def _restore(path: Path, before: service.Service | None, running: service.Gateway) -> None:
+    """The record as it was before a switch that failed."""
+    if before is None:
+        service.stop_gateway(running)
+        path.unlink()
+    else:
+        service.write(path, dataclasses.replace(before, gateway=running))
+
+
+def _keep(path: Path) -> None:
+    """Have a keeper where there is something to keep."""
+    record = service.read(path)
+    if record is not None and not service.keeper_runs(record):
+        service.write(path, dataclasses.replace(record, keeper=_start_keeper(path)))
+
+
 def _previous(before: service.Service | None, export: versions.Export) -> list[service.Earlier]:
-    """The exports to go back to, latest first, each once; the one that is served now is none of them."""
+    """The exports to go back to, latest first, each once; the one that is served now is none of them.
+
+    After going back to one, those that came after it are forgotten, so that going back again goes further back.
+    """
     if before is None:
         return []
+    places = [place for place, each in enumerate(before.previous) if each.identity == export.identity]
+    if places:
+        return before.previous[places[0] + 1 :]
     found = [service.Earlier(before.identity, before.export), *before.previous]
     unique = {each.identity: each for each in reversed(found) if each.identity != export.identity}
     return list(reversed(unique.values()))[:REMEMBERED]

@@ -27,29 +27,12 @@ class StartFailed(RuntimeError):
     """The gateway ended, or did not listen in time."""
 
 
-def settings_of(deploy: schema.Deploy, control_socket: str | None = None) -> own.Settings:
-    """The gateway's settings, but for the version."""
-    return own.Settings(
-        host=deploy.host,
-        http_port=deploy.http_port,
-        grpc_port=deploy.grpc_port,
-        metrics_port=deploy.metrics_port,
-        control=control_socket,
-        keys_file=deploy.keys_file,
-        insecure=deploy.insecure,
-        tls_certificate=deploy.tls_certificate,
-        tls_key=deploy.tls_key,
-        probe_every_s=deploy.probe_every_s,
-        limits=own.Limits(**dataclasses.asdict(deploy.limits)),
-    )
-
-
 def check(deploy: schema.Deploy) -> None:
     """Raise :class:`InputError` for what would keep a gateway from starting, before anything is stopped for it."""
     toolchain = Toolchain("gateway")
     if not toolchain.ready():
         raise InputError("the gateway toolchain is not installed as its lock says: run `make env-gateway`")
-    wanted = settings_of(deploy)
+    wanted = service.settings_of(deploy)
     try:
         own.check(wanted)
         if wanted.keys_file is not None:
@@ -64,15 +47,6 @@ def check(deploy: schema.Deploy) -> None:
             f"deploy.tls_certificate and deploy.tls_key ({wanted.tls_certificate}, {wanted.tls_key}) cannot be "
             f"used: {error}"
         ) from None
-
-
-def same(running: service.Gateway, wanted: own.Settings) -> bool:
-    """Whether a gateway runs with these settings."""
-    try:
-        found = json.loads(Path(running.settings).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool({**found, "control": None} == {**dataclasses.asdict(wanted), "control": None})
 
 
 def start(folder: Path, wanted: own.Settings) -> service.Gateway:

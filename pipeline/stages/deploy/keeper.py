@@ -20,7 +20,6 @@ from pipeline.stages.deploy import gateway, replace, versions
 
 LOOKS_EVERY_S = 1.0
 LONGEST_PAUSE_S = 60.0
-START_S = 600
 
 
 def main(path: Path) -> int:
@@ -55,27 +54,46 @@ def mend(path: Path, found: service.Service) -> str:
     if not service.gateway_runs(found.gateway):
         wanted = load(Path(found.gateway.settings))
         made = gateway.start(service.folder_of(path), dataclasses.replace(wanted, control=None))
+        service.forget(found.gateway)
         found = dataclasses.replace(found, gateway=made)
         service.write(path, found)
-        if server.is_running(found.version):
-            replace.switch(made, found.version, found.models)
-            return f"the gateway was gone and has been started anew (process {made.process.pid})"
-    alive = server.is_running(found.version)
-    state = control.state(found.gateway.control)
-    if alive and state["current"] and not state["current"]["fault"]:
+        _say(f"the gateway was gone and has been started anew (process {made.process.pid})")
+    why = _fault(found)
+    if not why:
         return ""
-    why = state["current"]["fault"] if alive and state["current"] else "its server is gone"
     _say(f"the model does not answer ({why}); starting it anew")
     server.stop(found.version)
-    export = versions.Export.read(Path(found.export))
-    record, seconds = versions.start(export, service.folder_of(path) / "versions", versions.THREADS, START_S)
-    try:
-        replace.switch(found.gateway, record, found.models)
-    except BaseException:
-        server.stop(record)
-        raise
-    service.write(path, dataclasses.replace(found, version=record, restarts=found.restarts + 1))
+    record, seconds = versions.start(
+        versions.Export.read(Path(found.export)),
+        service.folder_of(path) / "versions",
+        None,
+        found.threads,
+        found.start_timeout_s,
+    )
+    again = dataclasses.replace(found, version=record, restarts=found.restarts + 1)
+    service.write(path, again)
+    replace.switch(found.gateway, record, found.models)
     return f"the model answers again, after {seconds:.1f} s for its first answer (process {record.pid})"
+
+
+def _fault(found: service.Service) -> str:
+    """Why the model has to be started anew; a server that lives and is only not asked is asked from now on.
+
+    What a gateway says of a model counts when it says so twice.
+    """
+    if not server.is_running(found.version):
+        return "its server is gone"
+    for look in range(2):
+        state = control.state(found.gateway.control)
+        if service.asks(state) != found.version.address:
+            replace.switch(found.gateway, found.version, found.models)
+            return ""
+        fault = str(state["current"]["fault"])
+        if not fault:
+            return ""
+        if not look:
+            time.sleep(LOOKS_EVERY_S)
+    return fault
 
 
 def _say(text: str) -> None:

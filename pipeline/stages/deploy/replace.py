@@ -28,20 +28,28 @@ def drain(gateway: service.Gateway, old: ServerRecord, drain_s: float, say: Call
     What is not over after ``drain_s`` gets an error.
     """
     began, gave_up = time.monotonic(), False
-    while server.is_running(old):
-        try:
-            leaving = [v for v in control.state(gateway.control)["leaving"] if v["address"] == old.address]
-        except control.ControlError:
-            break  # no gateway, nothing under way
-        if not leaving:
-            break
-        waited = time.monotonic() - began
-        if waited > drain_s and not gave_up:
-            count = leaving[0]["under_way"]
-            say(f"{count} answers of the version before were not over after {drain_s:g} s, and were ended")
-            control.give_up(gateway.control, old.address, "the model was replaced while it answered")
-            gave_up = True
-        if waited > drain_s + AFTER_GIVING_UP_S:
-            break
-        time.sleep(LOOKED_AT_S)
-    say(server.stop(old))
+    try:
+        while server.is_running(old) and service.gateway_runs(gateway):
+            waited = time.monotonic() - began
+            if waited > drain_s + AFTER_GIVING_UP_S:
+                break
+            try:
+                leaving = [
+                    each
+                    for each in control.state(gateway.control)["leaving"]
+                    if each["address"] == old.address
+                ]
+                if not leaving:
+                    break
+                if waited > drain_s and not gave_up:
+                    count = leaving[0]["under_way"]
+                    say(
+                        f"{count} answers of the version before were not over after {drain_s:g} s, and were ended"
+                    )
+                    control.give_up(gateway.control, old.address, "the model was replaced while it answered")
+                    gave_up = True
+            except control.ControlError:
+                pass  # busy, or gone: the next look tells
+            time.sleep(LOOKED_AT_S)
+    finally:
+        say(server.stop(old))

@@ -55,7 +55,8 @@ def start(
     # Servers of different recipes must not meet in each other's shared memory.
     prefix = f"lifecycle_{secrets.token_hex(4)}_"
     host, (http, grpc, metrics) = "127.0.0.1", ports
-    # Nobody needs these; without the key of this start they are refused.
+    # Nobody needs these; without the key of this start they are refused.  (Who may read this machine's processes can
+    # find it; they can speak to Triton's port as well.)
     closed = f"model-repository,shared-memory,trace,logging:lifecycle={secrets.token_hex(16)}"
     command = [
         str(wheel / "bin" / "tritonserver"),

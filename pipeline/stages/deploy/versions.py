@@ -33,23 +33,24 @@ class Export:
     @classmethod
     def read(cls, folder: Path) -> Export:
         plain = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-        name = plain["model_name"]
-        models = plain.get("models") or {name: {"model": name, "lora": ""}}
-        return cls(folder, plain["identity"], name, plain["target"], models)
+        return cls(folder, plain["identity"], plain["model_name"], plain["target"], plain["models"])
 
 
 def start(
     export: Export,
     folder: Path,
+    running: ServerRecord | None,
     threads: int,
     timeout_s: int,
     waiting: Callable[[float], None] = lambda waited: None,
 ) -> tuple[ServerRecord, float]:
     """Start a version under ``folder`` and wait for its first answer; returns it and the seconds of that answer.
 
+    ``running`` is the version that answers now: its files stay.
+
     Raises :class:`triton.StartFailed`; nothing is left running then.
     """
-    _tidy(folder)
+    _tidy(folder, running)
     for race in range(RACES):
         process, record = triton.start(
             ports=_free_ports(),
@@ -81,8 +82,10 @@ def _free_ports() -> tuple[int, int, int]:
             each.close()
 
 
-def _tidy(folder: Path) -> None:
-    """Drop the oldest folders; those of servers that run are younger than these."""
+def _tidy(folder: Path, running: ServerRecord | None) -> None:
+    """Drop the oldest folders, and never that of the server that runs."""
+    kept = Path(running.log).parent if running else None
     found: list[Any] = sorted(folder.glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
     for each in found[KEPT:]:
-        shutil.rmtree(each, ignore_errors=True)
+        if each != kept:
+            shutil.rmtree(each, ignore_errors=True)

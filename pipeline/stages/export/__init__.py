@@ -136,7 +136,6 @@ def _probes(settings: schema.Export, results: dict[str, dict[str, Any]]) -> dict
     found = [[{"model": name, **each} for each in result.pop("probes")] for name, result in results.items()]
     return {
         "tokens": settings.parity_tokens,
-        "different": max(result["tolerance"]["different"] for result in results.values()),
         "answers": [each for row in zip_longest(*found) for each in row if each is not None],
     }
 

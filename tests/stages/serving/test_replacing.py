@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import schema
 from pipeline.serving import control, processes, server, service
 from pipeline.serving.client import ServingError, events
+from pipeline.stages import deploy
+from pipeline.stages.deploy import probes, versions
 from tests.stages.serving.deployment import Deployment
 
 CLIENTS = 6
@@ -135,7 +139,9 @@ def test_a_version_that_fails_its_probe_gets_no_traffic(
             status, told = deployment.run(start_timeout_s=20)
             assert status == 1
             assert said in told
-            assert deployment.record() == good
+            found = deployment.record()
+            assert service.keeper_runs(found)
+            assert dataclasses.replace(found, keeper=good.keeper) == good
     assert load.failures == []
     assert load.whole
     folder = str(service.folder_of(deployment.path) / "versions")
@@ -197,3 +203,62 @@ def test_a_dead_gateway_is_started_anew(deployment: Deployment) -> None:
         time.sleep(0.1)
     assert second.version == first.version
     assert list(events(second.gateway.address, "assistant", text="What?", max_tokens=4))
+
+
+# ------------------------------------------------------------------- what it decides by
+
+
+def test_a_changed_setting_of_the_gateway_is_seen(deployed: service.Service) -> None:
+    found = json.loads(Path(deployed.gateway.settings).read_text())
+    ports = {name: found[name] for name in ("http_port", "grpc_port", "metrics_port")}
+    same = schema.Deploy(**ports)
+    assert service.changed(deployed.gateway, same) == []
+    for change, named in (
+        ({"keys_file": "keys"}, "deploy.keys_file"),
+        ({"tls_certificate": "c.pem", "tls_key": "k.pem"}, "deploy.tls_certificate"),
+        ({"limits": schema.Limits(max_requests=1)}, "deploy.limits"),
+        ({"probe_timeout_s": 3.0}, "deploy.probe_timeout_s"),
+    ):
+        assert named in service.changed(deployed.gateway, dataclasses.replace(same, **change))
+
+
+def test_going_back_goes_further_back_each_time(deployed: service.Service, tmp_path: Path) -> None:
+    def export(letter: str) -> versions.Export:
+        return versions.Export(tmp_path / letter, letter * 64, "assistant", "cpu-openvino", {})
+
+    def serving(letter: str, previous: list[service.Earlier]) -> service.Service:
+        version = dataclasses.replace(deployed.version, export_identity=letter * 64)
+        return dataclasses.replace(
+            deployed, version=version, export=str(tmp_path / letter), previous=previous
+        )
+
+    before = deploy._previous(serving("a", []), export("b"))
+    before = deploy._previous(serving("b", before), export("c"))
+    assert [each.identity[0] for each in before] == ["b", "a"]
+    before = deploy._previous(serving("c", before), export("b"))
+    assert [each.identity[0] for each in before] == ["a"]
+    before = deploy._previous(serving("b", before), export("a"))
+    assert before == []
+    assert deploy._previous(serving("a", []), export("a")) == []  # the same again
+
+
+def test_the_files_of_the_version_that_runs_stay(deployed: service.Service, tmp_path: Path) -> None:
+    running = dataclasses.replace(deployed.version, log=str(tmp_path / "running" / "tritonserver.log"))
+    for age, name in enumerate(["running", "f1", "f2", "f3", "f4"]):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (age, age))
+    versions._tidy(tmp_path, running)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f2", "f3", "f4", "running"]
+
+
+def test_an_empty_answer_and_two_others_of_a_model_keep_a_version_out(
+    deployed: service.Service, exported: Path, tmp_path: Path
+) -> None:
+    plain = json.loads((exported / "probes.json").read_text())
+    assert probes.check(deployed.version, exported, 16) == (16, [])
+    for wrong, faults in ((1, 0), (2, 1)):
+        answers = [
+            {**each, "text": "?"} if place < wrong else each for place, each in enumerate(plain["answers"])
+        ]
+        (tmp_path / "probes.json").write_text(json.dumps({**plain, "answers": answers}))
+        assert len(probes.check(deployed.version, tmp_path, 16)[1]) == faults
