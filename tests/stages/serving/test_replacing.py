@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import schema
+from pipeline.schema.delivery import Limits
 from pipeline.serving import control, processes, server, service
 from pipeline.serving.client import ServingError, events
 from pipeline.stages import deploy
@@ -216,7 +217,7 @@ def test_a_changed_setting_of_the_gateway_is_seen(deployed: service.Service) -> 
     for change, named in (
         ({"keys_file": "keys"}, "deploy.keys_file"),
         ({"tls_certificate": "c.pem", "tls_key": "k.pem"}, "deploy.tls_certificate"),
-        ({"limits": schema.Limits(max_requests=1)}, "deploy.limits"),
+        ({"limits": Limits(max_requests=1)}, "deploy.limits"),
         ({"probe_timeout_s": 3.0}, "deploy.probe_timeout_s"),
     ):
         assert named in service.changed(deployed.gateway, dataclasses.replace(same, **change))
