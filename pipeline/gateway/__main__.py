@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import sys
@@ -18,16 +19,17 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
-from pipeline.gateway import app, control, exposition, kserve_grpc
+from pipeline.gateway import app, connections, control, exposition, kserve_grpc
 from pipeline.gateway.health import Health
 from pipeline.gateway.keys import Keys
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.service import Service
 from pipeline.gateway.settings import Settings, SettingsError, load
 from pipeline.gateway.upstream import Upstream
-from pipeline.gateway.versions import Versions
+from pipeline.gateway.versions import GRACE_S, Versions
 
 LOG = logging.getLogger("lifecycle.gateway")
+CLOSING_S = 1 + math.ceil(GRACE_S)  # for the listeners, once everything under way is finished or given up
 NOTICED_S = 0.05  # how often a drain is looked at
 USAGE = 2
 BACKLOG = 1024  # connections that wait to be taken
@@ -53,20 +55,21 @@ def listener(settings: Settings, application: ASGIApp, **more: object) -> Server
         uvicorn.Config(
             application,
             loop="none",
-            http="httptools",
+            http=connections.bounded(connections.room(settings.limits.max_requests)),
+            proxy_headers=False,  # whoever asks could write them
             ws="none",
             lifespan="off",
             access_log=False,
             log_config=None,
             server_header=False,
-            timeout_graceful_shutdown=max(1, round(settings.limits.drain_s)),
+            timeout_graceful_shutdown=CLOSING_S,
             **more,  # type: ignore[arg-type]
         )
     )
 
 
-async def serve(settings: Settings) -> None:
-    """Listen until a signal says otherwise."""
+async def serve(settings: Settings) -> int:
+    """Listen until a signal says otherwise: 0.  1 where a part of the gateway ended by itself."""
     keys = Keys(Path(settings.keys_file)) if settings.keys_file else None
     versions, metrics = Versions(settings.version), Metrics()
     upstream = Upstream(settings.limits)
@@ -95,12 +98,15 @@ async def serve(settings: Settings) -> None:
     watching = asyncio.create_task(health.watch())
     try:
         ended = asyncio.create_task(stopping.wait())
-        # A listener that ends by itself could not listen.
-        await asyncio.wait([ended, watching, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([ended, watching, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for each in done - {ended}:
+            LOG.error("a part of the gateway ended by itself", exc_info=each.exception())
         versions.closing = True
         deadline = asyncio.get_running_loop().time() + settings.limits.drain_s
         while versions.under_way() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(NOTICED_S)
+        versions.give_up("the gateway is shutting down")
+        return 0 if ended in done else 1
     finally:
         watching.cancel()
         await rpc.stop(grace=1.0)
@@ -111,7 +117,7 @@ async def serve(settings: Settings) -> None:
 
 
 def main(words: list[str]) -> int:
-    """Exit status: 0 after a signal, 1 where it could not listen, 2 for wrong settings."""
+    """Exit status: 0 after a signal, 1 where it could not listen or failed, 2 for wrong settings."""
     if len(words) != 1:
         print(f"usage: python -m pipeline.gateway FILE.json\n\n{__doc__}", file=sys.stderr)
         return USAGE
@@ -120,14 +126,13 @@ def main(words: list[str]) -> int:
     try:
         settings = load(Path(words[0]))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings))
+            return runner.run(serve(settings))
     except SettingsError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
     except (OSError, RuntimeError) as error:
         print(f"error: the gateway cannot listen: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Door:
             return
         headers = dict(scope["headers"])
         try:
-            scope.setdefault("state", {})["caller"] = self._caller(scope, headers)
+            scope["state"]["caller"] = self._caller(scope, headers)
             limits = self.service.settings.limits
             length = headers.get(b"content-length", b"0")
             if not length.isdigit() or int(length) > limits.max_body_bytes:
@@ -80,9 +80,10 @@ class Door:
         await self.app(scope, Body(receive, limits), send)
 
     def _caller(self, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
-        if self.keys is None or scope["path"] in OPEN:
-            return Caller((scope.get("client") or ("local",))[0])
-        return authorised(self.keys, headers.get(b"authorization", b"").decode("latin-1"))
+        name = (scope.get("client") or ("local",))[0]
+        if self.keys is not None and scope["path"] not in OPEN:
+            name = authorised(self.keys, headers.get(b"authorization", b"").decode("latin-1"))
+        return Caller(name, scope["state"]["cut"])
 
 
 class Body:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: the name of an API key, or an address where there are no keys."""
+    """Who asks: the name of an API key, or an address where there are no keys.
+
+    ``cut`` breaks the connection that the question came by, whatever is being sent over it.
+    """
 
     name: str
+    cut: Callable[[], object] = field(default=lambda: None, compare=False)
 
 
 @dataclass(frozen=True)

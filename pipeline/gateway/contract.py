@@ -49,6 +49,7 @@ SHOWN = {
     "INT64": "an integer",
     "FP32": "a number",
 }
+MOST_DIMENSIONS = 8
 LARGEST_FP32 = 3.4028234663852886e38
 
 
@@ -68,6 +69,14 @@ def checked(values: dict[str, Any]) -> dict[str, Any]:
                 value = value[0]
             found[name] = _scalar(name, value)
     return found
+
+
+def check_shape(name: str, shape: Any, values: int) -> None:
+    """Raise :class:`.errors.GatewayError` unless a tensor of this shape has so many values."""
+    if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS:
+        raise invalid(f"the shape of {name} must be a list of {MOST_DIMENSIONS} lengths at most", "inputs")
+    if not all(isinstance(length, int) and length >= 0 for length in shape) or math.prod(shape) != values:
+        raise invalid(f"the shape of {name} is {shape}, and it has {values} values", "inputs")
 
 
 def _scalar(name: str, value: Any) -> Any:

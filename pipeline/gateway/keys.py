@@ -16,7 +16,6 @@ import hmac
 import time
 from pathlib import Path
 
-from pipeline.gateway.asks import Caller
 from pipeline.gateway.errors import GatewayError
 from pipeline.gateway.settings import SettingsError
 
@@ -57,14 +56,14 @@ class Keys:
             return  # a file that is being replaced, or was spoilt: the keys that were known stay
 
 
-def authorised(keys: Keys, header: str) -> Caller:
+def authorised(keys: Keys, header: str) -> str:
     """Whose key an ``Authorization`` header holds.  Raises :class:`GatewayError` (401)."""
     scheme, _, key = header.partition(" ")
     name = keys.who(key.strip()) if scheme.lower() == "bearer" else None
     if name is None:
         said = "that API key is not known here" if key else "an API key is needed: Authorization: Bearer ..."
         raise GatewayError(401, said, code="invalid_api_key", reason="unauthorized")
-    return Caller(name)
+    return name
 
 
 def read(path: Path) -> dict[str, bytes]:

@@ -9,7 +9,6 @@ https://github.com/kserve/kserve/blob/master/docs/predict-api/v2/required_api.md
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -18,7 +17,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from pipeline.gateway.asks import Ask, Event
-from pipeline.gateway.contract import INPUTS, LISTS, OUTPUTS
+from pipeline.gateway.contract import INPUTS, LISTS, OUTPUTS, check_shape
 from pipeline.gateway.errors import GatewayError, invalid
 from pipeline.gateway.replies import CLIENT_GONE, EventStream, while_there
 from pipeline.gateway.service import Service, once, whole
@@ -148,11 +147,7 @@ def tensors(body: dict[str, Any]) -> dict[str, Any]:
             data = data[0]
         if not isinstance(data, list):
             raise invalid(f"the data of {name} must be a list", "inputs")
-        shape = tensor.get("shape")
-        if not isinstance(shape, list) or math.prod(n if isinstance(n, int) else -1 for n in shape) != len(
-            data
-        ):
-            raise invalid(f"the shape of {name} is {shape}, and it has {len(data)} values", "inputs")
+        check_shape(name, tensor.get("shape"), len(data))
         found[name] = data
     return found
 

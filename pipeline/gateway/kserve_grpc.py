@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import numpy
@@ -20,7 +21,8 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor
 
 from pipeline.gateway.asks import Ask, Caller, Event
-from pipeline.gateway.contract import INPUTS, OUTPUTS
+from pipeline.gateway.connections import room
+from pipeline.gateway.contract import INPUTS, OUTPUTS, check_shape
 from pipeline.gateway.errors import GatewayError, invalid
 from pipeline.gateway.keys import Keys, authorised
 from pipeline.gateway.kserve import described, outputs
@@ -107,11 +109,20 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 async for request in requests:
                     await room.acquire()
                     group.create_task(one(request))
-            await ready.put(None)
 
-        working = asyncio.create_task(all_of_them())
+        async def told() -> None:
+            end = None
+            try:
+                await all_of_them()
+            except Exception as error:
+                end = error
+            await ready.put(end)
+
+        working = asyncio.create_task(told())
         try:
             while (answer := await ready.get()) is not None:
+                if isinstance(answer, Exception):
+                    raise answer
                 yield answer
         finally:
             working.cancel()
@@ -134,11 +145,14 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
             )
 
     async def _caller(self, context: Any) -> Caller:
-        if self.keys is None:
-            return Caller(context.peer().rpartition(":")[0])
+        name = address(context.peer())
         metadata = dict(context.invocation_metadata())
+        call = asyncio.current_task()
+        assert call is not None
         try:
-            return authorised(self.keys, str(metadata.get("authorization", "")))
+            if self.keys is not None:
+                name = authorised(self.keys, str(metadata.get("authorization", "")))
+            return Caller(name, call.cancel)
         except GatewayError as error:
             self.service.metrics.refusals.labels("unauthorized").inc()
             await _abort(context, error)
@@ -152,6 +166,7 @@ async def start(settings: Settings, service: Service, keys: Keys | None) -> grpc
             ("grpc.max_receive_message_length", settings.limits.max_body_bytes),
             ("grpc.so_reuseport", 0),
             ("grpc.max_concurrent_streams", settings.limits.max_requests),
+            ("grpc.max_allowed_incoming_connections", room(settings.limits.max_requests)),
         ]
     )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(service, keys), server)
@@ -164,6 +179,11 @@ async def start(settings: Settings, service: Service, keys: Keys | None) -> grpc
         server.add_insecure_port(address)
     await server.start()
     return server
+
+
+def address(peer: str) -> str:
+    """Who is at the other end, as HTTP names it: ``::1`` of ``ipv6:%5B::1%5D:50212``."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
 def values(request: Any) -> dict[str, Any]:
@@ -186,11 +206,7 @@ def values(request: Any) -> dict[str, Any]:
         if tensor.datatype != kind:
             raise invalid(f"the datatype of {name} is {kind}, not {tensor.datatype}")
         items = _unpacked(name, kind, raw[place]) if raw else list(getattr(tensor.contents, CONTENTS[kind]))
-        size = 1
-        for length in tensor.shape:
-            size *= length
-        if min(tensor.shape, default=1) < 0 or size != len(items):
-            raise invalid(f"the shape of {name} is {list(tensor.shape)}, and it has {len(items)} values")
+        check_shape(name, list(tensor.shape), len(items))
         try:
             found[name] = [item.decode("utf-8") if isinstance(item, bytes) else item for item in items]
         except UnicodeDecodeError:

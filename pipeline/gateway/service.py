@@ -46,7 +46,10 @@ class Service:
             await self.admission.enter(caller)
             try:
                 inputs = self._checked(ask)
-                with self._version(ask, caller, inputs) as (version, model):
+                with (
+                    self._version(ask, caller, inputs) as (version, model),
+                    version.leashed(caller.cut, self.settings.limits.request_s),
+                ):
                     passage.taken()
                     stream = await self.upstream.ask(version, model, inputs)
                     try:

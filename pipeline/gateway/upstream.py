@@ -22,6 +22,7 @@ from pipeline.gateway.versions import Version
 
 LONGEST_ERROR = 65_536
 METRICS_S = 5.0
+END_S = 1.0  # for the end of a message whose last event has come
 HEADERS = {"Content-Type": "application/json"}
 PROBE = {"text_input": "ready?", "max_tokens": 1, "temperature": 0.0}
 
@@ -89,6 +90,7 @@ class Stream:
         self.tokens = 0
         self._endings = version.endings
         self._rest = b""
+        self._broken: GatewayError | None = None  # said after the events that came with it
         self._response: aiohttp.ClientResponse | None = None
         self._ends = asyncio.get_running_loop().time() + limits.request_s
 
@@ -105,13 +107,15 @@ class Stream:
     async def more(self) -> list[Event]:
         """The next events, at least one.  Raises :class:`GatewayError` where the answer breaks off."""
         assert self._response is not None
+        if self._broken is not None:
+            raise self._broken
         while True:
             wait = self.limits.between_tokens_s if self.tokens else self.limits.first_token_s
             data = await self._waited(self._response.content.readany(), wait)
             if not data:
                 raise failed("the model's server ended in the middle of its answer", status=502)
             *lines, self._rest = (self._rest + data).split(b"\n")
-            events = [self._event(line[5:]) for line in lines if line.startswith(b"data:")]
+            events = self._events(lines)
             if self.tokens:
                 self.version.lives[self.model] = asyncio.get_running_loop().time()
             if events:
@@ -120,8 +124,11 @@ class Stream:
     async def finish(self) -> None:
         """After the last event: read the end of the connection's message, so that the next request can use it."""
         if self._response is not None:
-            while await self._waited(self._response.content.readany(), self.limits.between_tokens_s):
-                pass
+            try:
+                while await self._waited(self._response.content.readany(), END_S):
+                    pass
+            except GatewayError:
+                return  # the answer is whole all the same; :meth:`close` cuts the connection
             self._response.release()
             self._response = None
 
@@ -131,10 +138,26 @@ class Stream:
             self._response.close()
             self._response = None
 
+    def _events(self, lines: list[bytes]) -> list[Event]:
+        events: list[Event] = []
+        for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            try:
+                events.append(self._event(line[5:]))
+            except (KeyError, ValueError, TypeError):
+                self._broken = failed("the model's server sent something that is no answer", status=502)
+            except GatewayError as error:
+                self._broken = error
+            if self._broken is not None:
+                if not events:
+                    raise self._broken
+                break
+        return events
+
     def _event(self, data: bytes) -> Event:
         found = json.loads(data)
         if "error" in found:
-            self.finished = True
             raise _of_model(500, str(found["error"]))
         self.finished = bool(found["finish_reason"])
         self.tokens = found["completion_tokens"]

@@ -8,12 +8,31 @@ the event loop's own thread, so that taking a version and counting a request on 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.gateway.errors import GatewayError, unavailable
 from pipeline.gateway.settings import VersionSettings
+
+GRACE_S = 2.0  # for a client to take what it is being sent when the time of its request is over
+
+
+class Leash:
+    """Cuts a client off that does not take its answer: it would hold its place for ever."""
+
+    def __init__(self, cut: Callable[[], object], seconds: float) -> None:
+        self._cut = cut
+        self.pull(seconds)
+
+    def pull(self, seconds: float) -> None:
+        """The request's time is over in so many seconds."""
+        self._timer = asyncio.get_running_loop().call_later(seconds + GRACE_S, self._cut)
+
+    def drop(self) -> None:
+        self._timer.cancel()
 
 
 @dataclass(eq=False)
@@ -21,7 +40,8 @@ class Version:
     """One Triton, and what is under way there.
 
     ``limits`` holds the running time limit of each request that waits for Triton: bringing one
-    forward wakes the request.  ``fault`` says in words why the version cannot be asked.
+    forward wakes the request.  ``leashes`` are those of all requests, those whose client is being sent
+    something among them.  ``fault`` says in words why the version cannot be asked.
     """
 
     settings: VersionSettings
@@ -31,6 +51,7 @@ class Version:
     ended: str = ""  # why requests were given up
     endings: int = 0  # how often: those that came after the last are not meant
     limits: set[asyncio.Timeout] = field(default_factory=set)
+    leashes: set[Leash] = field(default_factory=set)
 
     @property
     def identity(self) -> str:
@@ -45,7 +66,22 @@ class Version:
         self.ended, self.endings = why, self.endings + 1
         now = asyncio.get_running_loop().time()
         for limit in self.limits:
-            limit.reschedule(now)
+            if not limit.expired():  # its request has been woken already
+                limit.reschedule(now)
+        for leash in self.leashes:
+            leash.drop()
+            leash.pull(0)
+
+    @contextlib.contextmanager
+    def leashed(self, cut: Callable[[], object], seconds: float) -> Iterator[None]:
+        """For the time of a request: ``cut`` is called where it goes on long after ``seconds``, or after giving up."""
+        leash = Leash(cut, seconds)
+        self.leashes.add(leash)
+        try:
+            yield
+        finally:
+            leash.drop()
+            self.leashes.discard(leash)
 
     def state(self) -> dict[str, Any]:
         """For the control socket."""
@@ -130,5 +166,12 @@ class Versions:
 
     def under_way(self) -> int:
         """Requests that have been taken and are not over, on all versions."""
-        versions = [*self.leaving, *([self.current] if self.current else [])]
-        return sum(version.under_way for version in versions)
+        return sum(version.under_way for version in self._all())
+
+    def give_up(self, why: str) -> None:
+        """End what is under way on all versions."""
+        for version in self._all():
+            version.give_up(why)
+
+    def _all(self) -> list[Version]:
+        return [*self.leaving, *([self.current] if self.current else [])]

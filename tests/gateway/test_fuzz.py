@@ -133,6 +133,19 @@ def test_bodies_that_were_chosen(fuzzed: Started, body: bytes, status: int) -> N
     assert found.json()
 
 
+def test_a_shape_is_not_multiplied_without_end(fuzzed: Started) -> None:
+    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [9] * 300_000, "data": ["a"]}
+    began = time.monotonic()
+    found = post(fuzzed, "infer", json.dumps({"inputs": [tensor]}, separators=(",", ":")))
+    assert (found.status_code, time.monotonic() - began < 1.0) == (400, True), found.text[:300]
+    request = messages.ModelInferRequest(model_name="assistant")
+    request.inputs.add(name="text_input", datatype="BYTES", shape=[9] * 300_000)
+    with grpc.insecure_channel(fuzzed.grpc) as channel:
+        began = time.monotonic()
+        code = stubs.GRPCInferenceServiceStub(channel).ModelInfer.future(request, timeout=WITHIN_S).code()
+    assert (code, time.monotonic() - began < 1.0) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+
+
 def test_a_body_that_grows_on_the_way_is_bounded_too(fuzzed: Started) -> None:
     """Quotes are escaped twice for the model, once for each JSON around them."""
     turn = {"role": "user", "content": '"' * 500_000}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import queue
@@ -23,7 +24,9 @@ import numpy
 import pytest
 import requests
 import tritonclient.grpc as triton
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from pipeline.gateway.kserve_grpc import address
 from pipeline.serving import service
 from pipeline.toolchains import ROOT
 from tests.gateway.conftest import Started
@@ -53,6 +56,15 @@ def waiting(gateway: Started, count: int) -> None:
     while f'lifecycle_requests_waiting{{model="assistant"}} {count}.0' not in gateway.metrics():
         assert time.monotonic() < deadline, gateway.metrics()
         time.sleep(0.05)
+
+
+def full(gateway: Started) -> None:
+    """Until no further request is taken."""
+    deadline = time.monotonic() + 3
+    time.sleep(0.5)
+    while gateway.generate(text_input=QUESTION, max_tokens=2).status_code != 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def infer_input(text: str = QUESTION) -> Any:
@@ -187,6 +199,78 @@ def test_a_key_has_so_many_requests_a_minute(start: Start, tmp_path: Path) -> No
     assert "3 requests a minute" in refused.json()["error"]
     assert gateway.generate(headers=bearer(KEYS["bob"]), **ask).status_code == 200
     assert 'lifecycle_refusals_total{reason="rate_limited"} 2.0' in gateway.metrics()
+
+
+def test_nobody_says_himself_where_he_is(start: Start) -> None:
+    gateway = start(limits={"requests_per_minute": 2})
+    ask = {"text_input": QUESTION, "max_tokens": 2}
+    for status in (200, 200, 429):
+        headers = {"X-Forwarded-For": f"10.0.0.{status}"}
+        assert gateway.generate(headers=headers, **ask).status_code == status
+    with (
+        triton.InferenceServerClient(gateway.grpc) as client,
+        pytest.raises(Exception, match="2 requests a minute"),
+    ):
+        client.infer("assistant", [infer_input()])
+
+
+@pytest.mark.parametrize(
+    ("peer", "name"), [("ipv4:127.0.0.1:50212", "127.0.0.1"), ("ipv6:%5B::1%5D:50212", "::1")]
+)
+def test_an_address_has_one_name(peer: str, name: str) -> None:
+    assert address(peer) == name
+
+
+def test_who_does_not_read_is_cut_off(start: Start) -> None:
+    """A small window at the client: what is sent to it soon has no place any more."""
+    gateway = start(limits={"max_requests": 8, "request_s": 2.0}, probe_every_s=60.0)
+    body = json.dumps(
+        {
+            "model": "assistant", "prompt": QUESTION, "n": 8, "max_tokens": 200, "ignore_eos": True, "stream": True,
+            "logprobs": 0,
+        }
+    ).encode()  # fmt: skip
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        slow.connect(("127.0.0.1", gateway.settings["http_port"]))
+        slow.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        full(gateway)
+        time.sleep(4.5)
+        assert gateway.generate(text_input=QUESTION, max_tokens=2).status_code == 200
+
+
+def test_a_grpc_client_that_does_not_read_is_cut_off(start: Start) -> None:
+    gateway = start(limits={"max_requests": 4, "request_s": 2.0}, probe_every_s=60.0)
+    request = service_pb2.ModelInferRequest(model_name="assistant")
+    for name, kind, contents in (
+        ("text_input", "BYTES", {"bytes_contents": [QUESTION.encode()]}),
+        ("stream", "BOOL", {"bool_contents": [True]}),
+        ("ignore_end", "BOOL", {"bool_contents": [True]}),
+        ("max_tokens", "INT32", {"int_contents": [200]}),
+    ):
+        request.inputs.add(name=name, datatype=kind, shape=[1], contents=contents)
+    options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+    with grpc.insecure_channel(gateway.grpc, options=options) as channel:
+        call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request] * 4))
+        full(gateway)
+        time.sleep(4.5)
+        assert gateway.generate(text_input=QUESTION, max_tokens=2).status_code == 200
+        call.cancel()
+
+
+def test_a_head_is_bounded(start: Start) -> None:
+    gateway = start()
+    with socket.create_connection(("127.0.0.1", gateway.settings["http_port"]), timeout=10) as client:
+        client.sendall(b"GET /ready HTTP/1.1\r\nX: ")
+        with contextlib.suppress(OSError):
+            for _ in range(16):
+                client.sendall(b"a" * 65_536)
+                time.sleep(0.02)
+            assert not client.recv(1)
 
 
 def test_so_many_requests_are_taken_at_once(start: Start) -> None:
@@ -385,6 +469,22 @@ def test_what_is_under_way_is_finished_before_it_goes(start: Start) -> None:
     assert events[-1]["finish_reason"] == "length"
     assert events[-1]["completion_tokens"] == LONG["max_tokens"]
     assert gateway.process.wait(timeout=20) == 0
+
+
+def test_what_is_not_finished_in_time_is_given_up(start: Start) -> None:
+    gateway = start(limits={"drain_s": 1.0}, probe_every_s=60.0)
+    with ThreadPoolExecutor(1) as pool:
+        gateway.wire.hold()
+        held = pool.submit(gateway.generate, **LONG)
+        waiting(gateway, 1)
+        began = time.monotonic()
+        gateway.process.send_signal(signal.SIGTERM)
+        assert (held.result().status_code, held.result().json()["error"]) == (
+            502, "the gateway is shutting down",
+        )  # fmt: skip
+    assert gateway.process.wait(timeout=20) == 0
+    assert time.monotonic() - began < 5
+    assert "Traceback" not in gateway.log.read_text()
 
 
 # --------------------------------------------------------------------------- metrics

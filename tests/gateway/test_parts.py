@@ -1,0 +1,126 @@
+"""Parts of the gateway alone, where a real Triton cannot be made to misbehave so."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from pipeline.gateway.errors import GatewayError
+from pipeline.gateway.kserve_grpc import Servicer
+from pipeline.gateway.settings import Limits, VersionSettings
+from pipeline.gateway.upstream import Upstream
+from pipeline.gateway.versions import Version
+
+PART = (
+    b'data: {"text_output": "a", "finish_reason": "%b", "prompt_tokens": 1, "completion_tokens": 1, '
+    b'"logprobs_output": ""}\n\n'
+)
+Answered = Callable[[web.StreamResponse], Awaitable[None]]
+
+
+async def told(answered: Answered) -> tuple[list[str], str]:
+    """Texts, and the error, of an answer that a server gives so."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await answered(response)
+        return response
+
+    server = web.Application()
+    server.router.add_post("/{any:.*}", handle)
+    runner = web.AppRunner(server, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    upstream = Upstream(Limits())
+    texts, error = [], ""
+    try:
+        version = Version(VersionSettings("x", f"127.0.0.1:{port}", "", {}))
+        stream = await upstream.ask(version, "assistant", {})
+        try:
+            while not stream.finished:
+                texts += [event.text for event in await stream.more()]
+            await stream.finish()
+        except GatewayError as found:
+            error = found.message
+        finally:
+            stream.close()
+    finally:
+        await upstream.close()
+        await runner.cleanup()
+    return texts, error
+
+
+def test_what_comes_with_an_error_is_not_lost() -> None:
+    async def answered(response: web.StreamResponse) -> None:
+        await response.write(PART % b"" + b'data: {"error": "it broke"}\n\n')
+
+    assert asyncio.run(told(answered)) == (["a"], "it broke")
+
+
+@pytest.mark.parametrize("data", [b"{}", b"no json", b"[1]", b"7", b'{"finish_reason": ""}'])
+def test_what_is_no_answer_is_an_error(data: bytes) -> None:
+    async def answered(response: web.StreamResponse) -> None:
+        await response.write(b"data: %b\n\n" % data)
+
+    assert asyncio.run(told(answered)) == ([], "the model's server sent something that is no answer")
+
+
+def test_an_answer_that_is_whole_does_not_wait_for_the_connections_end() -> None:
+    async def answered(response: web.StreamResponse) -> None:
+        await response.write(PART % b"stop")
+        await asyncio.sleep(3)
+
+    began = time.monotonic()
+    assert asyncio.run(told(answered)) == (["a"], "")
+    assert time.monotonic() - began < 2.5
+
+
+def test_a_request_that_was_woken_can_be_given_up() -> None:
+    async def twice() -> None:
+        version = Version(VersionSettings("x", "127.0.0.1:1", "", {}))
+        async with asyncio.timeout(60) as limit:
+            version.limits.add(limit)
+            limit.reschedule(asyncio.get_running_loop().time())
+            # In the turn of the loop in which the limit falls due, and after it.
+            asyncio.get_running_loop().call_soon(version.give_up, "again")
+            await asyncio.sleep(10)
+
+    def noted(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        wrong.append(context)
+
+    wrong: list[dict[str, Any]] = []
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_exception_handler(noted)
+        with pytest.raises(TimeoutError):
+            runner.run(twice())
+    assert not wrong
+
+
+def test_a_fault_of_a_stream_ends_it() -> None:
+    class Context:
+        def peer(self) -> str:
+            return "ipv4:127.0.0.1:1"
+
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+    async def broken() -> Any:
+        raise KeyError("a mistake")
+        yield
+
+    async def ended() -> None:
+        servicer = Servicer(None, None)  # type: ignore[arg-type]
+        async with asyncio.timeout(5):
+            async for _ in servicer.ModelStreamInfer(broken(), Context()):
+                pass
+
+    with pytest.raises(ExceptionGroup, match="TaskGroup"):
+        asyncio.run(ended())
