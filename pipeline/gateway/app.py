@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import pipeline
@@ -16,11 +17,12 @@ from pipeline.gateway import kserve, openai
 from pipeline.gateway.asks import Caller
 from pipeline.gateway.errors import GatewayError, invalid, too_large
 from pipeline.gateway.keys import Keys, authorised
+from pipeline.gateway.metrics import Metrics
+from pipeline.gateway.replies import CLIENT_GONE
 from pipeline.gateway.service import Service
 from pipeline.gateway.settings import Limits
 
 OPEN = ("/health", "/ready", "/v2/health/live", "/v2/health/ready")  # without a key
-GONE = 499  # nobody reads it
 
 
 def build(service: Service, keys: Keys | None) -> ASGIApp:
@@ -46,11 +48,16 @@ def build(service: Service, keys: Keys | None) -> ASGIApp:
         """The model's last probe, a real generation, passed."""
         return kserve.readiness(service)
 
+    handle_errors(app)
+    return Door(app, service, keys)
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Tell clients, in the words of the protocol that they speak, what is wrong; and count it."""
     app.add_exception_handler(GatewayError, _refused)
     app.add_exception_handler(HTTPException, _of_framework)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(ClientDisconnect, _gone)
-    return Door(app, service, keys)
 
 
 class Door:
@@ -71,9 +78,7 @@ class Door:
             if not length.isdigit() or int(length) > limits.max_body_bytes:
                 raise too_large(limits.max_body_bytes)
         except GatewayError as error:
-            if error.reason:
-                self.service.metrics.refusals.labels(error.reason).inc()
-            response = _told(scope["path"], error)
+            response = _told(self.service.metrics, scope["path"], error)
             response.headers["Connection"] = "close"  # the body has not been read
             await response(scope, receive, send)
             return
@@ -108,26 +113,34 @@ class Body:
         return message
 
 
-def _told(path: str, error: GatewayError) -> Response:
+def _told(metrics: Metrics, path: str, error: GatewayError) -> Response:
+    """An error as a response.  ASCII, since what a client wrote may hold half a surrogate pair."""
+    metrics.refused(error)
     body = error.openai() if path.startswith("/v1") else error.triton()
-    return JSONResponse(body, error.status, headers=error.headers())
+    return Response(json.dumps(body), error.status, error.headers(), media_type="application/json")
+
+
+def _answered(request: Request, error: GatewayError) -> Response:
+    return _told(request.app.state.service.metrics, request.url.path, error)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
-    return _told(request.url.path, error)
+    return _answered(request, error)
 
 
 async def _of_framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if request.url.path.startswith("/v1"):
-        return await openai.handle_http(request, error)
     # FastAPI makes a 400 of whatever is raised while a body is read.
     if isinstance(error.__cause__, GatewayError):
-        return _told(request.url.path, error.__cause__)
+        return _answered(request, error.__cause__)
     said = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not for this path"}
-    found = GatewayError(error.status_code, said.get(error.status_code, error.detail))
-    response = _told(request.url.path, found)
+    found = GatewayError(
+        error.status_code,
+        said.get(error.status_code, error.detail),
+        reason="not_found" if error.status_code == 404 else "invalid",
+    )
+    response = _answered(request, found)
     response.headers.update(error.headers or {})
     return response
 
@@ -135,9 +148,9 @@ async def _of_framework(request: Request, error: Exception) -> Response:
 async def _not_valid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     if request.url.path.startswith("/v1"):
-        return await openai.handle_validation(request, error)
-    return _told(request.url.path, invalid("; ".join(str(each["msg"]) for each in error.errors())))
+        return _answered(request, openai.explained(error))
+    return _answered(request, invalid("; ".join(str(each["msg"]) for each in error.errors())))
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=GONE)
+    return Response(status_code=CLIENT_GONE)

@@ -24,12 +24,14 @@ class Ask:
 
     ``model`` is a name that clients use; ``inputs`` are the inputs of the client contract
     (``deploy/triton/contract/parameters.py``) but for ``stream`` and ``lora``, which the gateway sets;
-    ``api`` is what the metrics call the protocol (chat, completions, generate, infer, grpc).
+    ``api`` is what the metrics call the protocol (chat, completions, generate, infer, grpc).  ``weight``: as how many
+    requests it is admitted; 0 where it is one of several that are admitted together.
     """
 
     model: str
     inputs: dict[str, Any]
     api: str
+    weight: int = 1
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,14 @@ def checked(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def chosen(names: list[Any]) -> list[str]:
+    """The outputs of these names, all where there is none.  Raises :class:`.errors.GatewayError` for an unknown one."""
+    for name in names:
+        if name not in list(OUTPUTS):
+            raise invalid(f"unknown output {name!r}; the outputs are {', '.join(OUTPUTS)}", "outputs")
+    return names or list(OUTPUTS)
+
+
 def check_shape(name: str, shape: Any, values: int) -> None:
     """Raise :class:`.errors.GatewayError` unless a tensor of this shape has so many values."""
     if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS:

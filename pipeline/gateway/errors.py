@@ -9,6 +9,7 @@ from typing import Any
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
+LONGEST = 500  # characters of a message: gRPC sends it in 8 KiB, a character in up to 12 bytes
 
 
 class GatewayError(Exception):
@@ -29,6 +30,8 @@ class GatewayError(Exception):
         reason: str | None = None,
         retry_after: float | None = None,
     ) -> None:
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST - 3]}..."
         super().__init__(message)
         self.status = status
         self.message = message

@@ -1,7 +1,9 @@
 """Is the model alive?  Only a generation can tell: Triton stays "ready" after a model's process has died.
 
-The current version is asked for one token whenever nobody else has had one from it for a while.  A version that fails is asked
-by no client until it answers again, and what is under way on it ends with an error that says so.
+The current version is asked for one token whenever nobody else has had one from it for a while.  A version that
+fails is asked by no client until it answers again, and what is under way on it ends with an error that says so.
+A token that only does not come in time is no failure while clients wait for theirs within their limits: an engine
+may be reading a long prompt, or serve one request after another.
 """
 
 from __future__ import annotations
@@ -41,13 +43,21 @@ class Health:
             try:
                 await self.probe(version, model)
             except GatewayError as error:
-                if version.lives.get(model, 0.0) <= now:  # else it was only slow: others had their tokens
+                waits = error.outcome == "timeout" and self._busy(version, model)
+                # Others may have had their tokens meanwhile: then it was only slow.
+                if not waits and version.lives.get(model, 0.0) <= now:
                     self._down(version, error.message)
                 return
         if version.fault:
             version.fault = ""
             LOG.info("version %s answers", version.identity[:12])
             self._measure(version)
+
+    def _busy(self, version: Version, model: str) -> bool:
+        """Whether a probe may only be waiting its turn: clients ask, and the model is not silent beyond their limits."""
+        limits = self.settings.limits
+        silent = asyncio.get_running_loop().time() - version.lives.get(model, 0.0)
+        return version.under_way > 0 and silent < max(limits.first_token_s, limits.between_tokens_s)
 
     async def admit(self, version: Version) -> None:
         """Ask each model of a new version for a token.  Raises :class:`GatewayError` where one does not give it."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import time
 from pathlib import Path
 
 from pipeline.gateway.errors import GatewayError
 from pipeline.gateway.settings import SettingsError
 
+LOG = logging.getLogger("lifecycle.gateway")
 SHORTEST = 16  # characters
 HASHED = "sha256:"
 LOOKED_AT_S = 5.0  # how often the file is looked at
@@ -48,12 +50,14 @@ class Keys:
         if now - self._looked < LOOKED_AT_S:
             return
         self._looked = now
+        stamp = _stamp(self.path)
+        if stamp == self._seen:
+            return
+        self._seen = stamp
         try:
-            stamp = _stamp(self.path)
-            if stamp != self._seen:
-                self._digests, self._seen = read(self.path), stamp
-        except (SettingsError, OSError):
-            return  # a file that is being replaced, or was spoilt: the keys that were known stay
+            self._digests = read(self.path)
+        except SettingsError as error:
+            LOG.error("the keys that were known stay: %s", error)
 
 
 def authorised(keys: Keys, header: str) -> str:
@@ -102,6 +106,10 @@ def read(path: Path) -> dict[str, bytes]:
     return found
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Another one after each change; None where there is no file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
     return status.st_mtime_ns, status.st_size, status.st_ino

@@ -17,12 +17,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from pipeline.gateway.asks import Ask, Event
-from pipeline.gateway.contract import INPUTS, LISTS, OUTPUTS, check_shape
+from pipeline.gateway.contract import INPUTS, LISTS, OUTPUTS, check_shape, chosen
 from pipeline.gateway.errors import GatewayError, invalid
 from pipeline.gateway.replies import CLIENT_GONE, EventStream, while_there
 from pipeline.gateway.service import Service, once, whole
 
 router = APIRouter(prefix="/v2", tags=["Triton and KServe v2"])
+NOT_BINARY = ("binary_data", "binary_data_output")
 ERROR: dict[str, Any] = {
     "description": "what was wrong",
     "content": {
@@ -93,6 +94,7 @@ async def generate_stream(request: Request, model: str) -> Response:
 async def infer(request: Request, model: str) -> Response:
     """One answer, whole, in KServe's tensors (JSON; no binary extension, no shared memory)."""
     body = await read_json(request)
+    wanted = _wanted(body)
     ask = Ask(model, tensors(body), "infer")
     answer = await while_there(request.receive, whole(_service(request).answer(ask, request.state.caller)))
     if answer is None:
@@ -102,8 +104,7 @@ async def infer(request: Request, model: str) -> Response:
         "model_name": model,
         "model_version": "1",
         "outputs": [
-            {"name": name, "datatype": kind, "shape": [1], "data": [values[name]]}
-            for name, kind in OUTPUTS.items()
+            {"name": name, "datatype": OUTPUTS[name], "shape": [1], "data": [values[name]]} for name in wanted
         ],
     }
     if isinstance(body.get("id"), str):
@@ -123,6 +124,21 @@ async def read_json(request: Request) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise invalid("the body must be a JSON object")
     return found
+
+
+def _wanted(body: dict[str, Any]) -> list[str]:
+    """Names of the outputs that a request asks for.  Raises :class:`GatewayError`."""
+    asked = body.get("outputs") or []
+    if not isinstance(asked, list) or not all(isinstance(each, dict) for each in asked):
+        raise invalid("outputs must be a list of objects with a name", "outputs")
+    for each in (body, *asked):
+        parameters = each.get("parameters") or {}
+        # tritonclient says of everything that it is not binary.
+        if not isinstance(parameters, dict) or any(
+            name not in NOT_BINARY or value is not False for name, value in parameters.items()
+        ):
+            raise invalid("there are no parameters (no binary data, no shared memory)", "parameters")
+    return chosen([each.get("name") for each in asked])
 
 
 def tensors(body: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tritonclient.utils import deserialize_bytes_tensor
 
 from pipeline.gateway.asks import Ask, Caller, Event
 from pipeline.gateway.connections import room
-from pipeline.gateway.contract import INPUTS, OUTPUTS, check_shape
+from pipeline.gateway.contract import INPUTS, OUTPUTS, check_shape, chosen
 from pipeline.gateway.errors import GatewayError, invalid
 from pipeline.gateway.keys import Keys, authorised
 from pipeline.gateway.kserve import described, outputs
@@ -79,7 +79,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             self.service.versions.route(request.name)
         except GatewayError as error:
-            await _abort(context, error)
+            await self._abort(context, error)
         return service_pb2.ModelMetadataResponse(**described(request.name))
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:
@@ -87,7 +87,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         try:
             event = await whole(self.service.answer(Ask(request.model_name, values(request), "grpc"), caller))
         except GatewayError as error:
-            await _abort(context, error)
+            await self._abort(context, error)
         return response(request, event)
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
@@ -139,6 +139,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 async for event in events:
                     yield _streamed(request, event, bool(event.finish_reason))
         except GatewayError as error:
+            self.service.metrics.refused(error)
             yield service_pb2.ModelStreamInferResponse(
                 error_message=error.message,
                 infer_response=service_pb2.ModelInferResponse(id=request.id, model_name=request.model_name),
@@ -154,9 +155,12 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 name = authorised(self.keys, str(metadata.get("authorization", "")))
             return Caller(name, call.cancel)
         except GatewayError as error:
-            self.service.metrics.refusals.labels("unauthorized").inc()
-            await _abort(context, error)
+            await self._abort(context, error)
             raise
+
+    async def _abort(self, context: Any, error: GatewayError) -> None:
+        self.service.metrics.refused(error)
+        await context.abort(CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)
 
 
 async def start(settings: Settings, service: Service, keys: Keys | None) -> grpc.aio.Server:
@@ -191,6 +195,9 @@ def values(request: Any) -> dict[str, Any]:
     unknown = sorted(set(request.parameters) - set(PARAMETERS))
     if unknown:
         raise invalid(f"unknown parameter {unknown[0]!r} of the request")
+    chosen([each.name for each in request.outputs])
+    if any(each.parameters for each in request.outputs):
+        raise invalid("outputs have no parameters (no classes, no shared memory)")
     raw = list(request.raw_input_contents)
     if raw and len(raw) != len(request.inputs):
         raise invalid(f"there are {len(request.inputs)} inputs and the raw contents of {len(raw)}")
@@ -218,7 +225,8 @@ def response(request: Any, event: Event) -> Any:
     """The contract's outputs as a response."""
     found = service_pb2.ModelInferResponse(id=request.id, model_name=request.model_name, model_version="1")
     answer = outputs(event)
-    for name, kind in OUTPUTS.items():
+    for name in [each.name for each in request.outputs] or OUTPUTS:
+        kind = OUTPUTS[name]
         found.outputs.add(name=name, datatype=kind, shape=[1])
         value = answer[name]
         if kind == "BYTES":
@@ -243,7 +251,3 @@ def _unpacked(name: str, kind: str, data: bytes) -> list[Any]:
         return items
     except Exception:  # numpy's and struct's, on bytes that are something else
         raise invalid(f"the bytes of {name} are no {kind}") from None
-
-
-async def _abort(context: Any, error: GatewayError) -> None:
-    await context.abort(CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message)

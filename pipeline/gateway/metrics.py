@@ -11,6 +11,8 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from pipeline.gateway.errors import GatewayError
+
 FIRST_TOKEN = (0.001, 0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)  # fmt: skip
 BETWEEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
 WHOLE = (0.01, 0.05, 0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 40, 60, 120, 240, 600)
@@ -53,6 +55,11 @@ class Metrics:
         self.probe_failures = counter("probe_failures", "Probes that failed", "identity")
         self.switches = counter("version_switches", "Times that another version was put in the place of one")
         self._of_model: dict[str, OfModel] = {}
+
+    def refused(self, error: GatewayError) -> None:
+        """A client is told that its request is not answered: once a request, where it is told."""
+        if error.reason:
+            self.refusals.labels(error.reason).inc()
 
     def of_model(self, model: str) -> OfModel:
         """The metrics of one model, looked up once: a label's lookup costs as much as an observation."""

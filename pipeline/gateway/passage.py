@@ -54,8 +54,6 @@ class Passage:
     def fail(self, error: GatewayError) -> None:
         """It ends with an error."""
         self._outcome, self._status = error.outcome, error.status
-        if error.reason:
-            self._metrics.refusals.labels(error.reason).inc()
 
     def end(self, log: bool) -> None:
         """It is over."""

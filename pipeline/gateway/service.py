@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.gateway.admission import Admission
 from pipeline.gateway.asks import Ask, Caller, Event
@@ -18,6 +18,7 @@ from pipeline.gateway.settings import Settings
 from pipeline.gateway.upstream import Upstream
 from pipeline.gateway.versions import Version, Versions
 
+T = TypeVar("T")
 LOG = logging.getLogger("lifecycle.gateway")
 LONGEST_ID = 256  # characters, as in the contract
 
@@ -43,8 +44,7 @@ class Service:
         """
         passage = Passage(self.metrics, ask, caller, ask.model in self.versions.models())
         try:
-            await self.admission.enter(caller)
-            try:
+            async with self.admission.enter(caller, ask.weight):
                 inputs = self._checked(ask)
                 with (
                     self._version(ask, caller, inputs) as (version, model),
@@ -60,8 +60,6 @@ class Service:
                         await stream.finish()
                     finally:
                         stream.close()
-            finally:
-                self.admission.leave()
         except GatewayError as error:
             passage.fail(error)
             raise
@@ -72,6 +70,14 @@ class Service:
             raise inside from error
         finally:
             passage.end(self.settings.log_requests)
+
+    async def together(
+        self, weight: int, caller: Caller, events: AsyncGenerator[T, None]
+    ) -> AsyncGenerator[T, None]:
+        """Events of ``weight`` requests that a client sent as one: all of them are admitted, or none."""
+        async with contextlib.aclosing(events), self.admission.enter(caller, weight):
+            async for event in events:
+                yield event
 
     def _checked(self, ask: Ask) -> dict[str, Any]:
         inputs = checked({name: value for name, value in ask.inputs.items() if value is not None})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import json
+import ssl
 import types
 import typing
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class VersionSettings:
-    """A version that is there from the start: where its Triton listens and what it serves."""
+    """A version of the model: where its Triton listens and what it serves."""
 
     identity: str  # of the export
     address: str  # host:port of Triton's HTTP
@@ -47,7 +48,11 @@ class VersionSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """All of it.  ``control`` is the UNIX socket over which versions are switched (None: no switching)."""
+    """All of it.  ``control`` is the UNIX socket over which versions are switched (None: no switching).
+
+    ``metrics_host`` needs no key wherever it listens: a cluster's Prometheus brings none.  The metrics hold names of
+    models and counts, nothing of requests; let no more than the pod's or the composition's own network reach it.
+    """
 
     host: str = "127.0.0.1"
     http_port: int = 8000
@@ -61,7 +66,9 @@ class Settings:
     tls_key: str | None = None
     probe_every_s: float = 2.0  # a version that nobody asks is asked for a token so often
     probe_timeout_s: float = 10.0
-    log_requests: bool = True  # method, path, status, times and token counts; never prompts or answers
+    log_requests: bool = (
+        True  # protocol, model, caller, outcome, times and token counts; never prompts or answers
+    )
     limits: Limits = field(default_factory=Limits)
     version: VersionSettings | None = None
 
@@ -76,6 +83,8 @@ def load(path: Path) -> Settings:
         raise SettingsError(f"{path} is no JSON: {error}") from None
     settings = parse(found, str(path))
     check(settings)
+    if settings.tls_certificate and settings.tls_key:
+        _check_pair(settings.tls_certificate, settings.tls_key)
     return settings
 
 
@@ -111,6 +120,17 @@ def check(settings: Settings) -> None:
     ports = (settings.http_port, settings.grpc_port, settings.metrics_port)
     if len(set(ports)) < len(ports):
         raise SettingsError(f"the three ports must differ; they are {', '.join(map(str, ports))}")
+
+
+def _check_pair(certificate: str, key: str) -> None:
+    try:
+        # An empty password: a key that wants one is refused, and asks no terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except OSError as error:  # ssl's own error is one
+        why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror
+        raise SettingsError(
+            f"tls_certificate {certificate} and tls_key {key} cannot be used together: {why}"
+        ) from None
 
 
 def is_loopback(host: str) -> bool:

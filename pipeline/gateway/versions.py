@@ -100,7 +100,6 @@ class Versions:
         self.current: Version | None = None
         self.leaving: list[Version] = []
         self.closing = False
-        self.switches = 0
         self.created = int(time.time())
         if first is not None:
             self.current = Version(first, fault="it has not answered yet")
@@ -158,7 +157,6 @@ class Versions:
     def switch(self, version: Version) -> Version | None:
         """Ask this version from now on; returns the one before, which finishes what it has."""
         before, self.current = self.current, version
-        self.switches += 1
         self.created = int(time.time())
         if before is not None and before.under_way:
             self.leaving.append(before)

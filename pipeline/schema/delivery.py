@@ -127,7 +127,10 @@ class Export:
 
 @dataclass
 class Limits:
-    """What a client of the deployed model may ask for, and how long anything may take."""
+    """What a client of the deployed model may ask for, and how long anything may take.
+
+    ``max_tokens`` bounds a request that names no length, too: a recipe whose ``export.max_new_tokens`` is more is refused.
+    """
 
     max_body_bytes: int = setting(1_048_576, "bytes of one request", ge=1024, le=LARGEST_BODY, identity=False)
     max_requests: int = setting(256, "requests under way at once", ge=1, identity=False)

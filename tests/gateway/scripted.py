@@ -10,21 +10,23 @@ import json
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.gateway.app import handle_errors
 from pipeline.gateway.asks import Ask, Caller, Event
 from pipeline.gateway.errors import GatewayError, failed, invalid, unavailable
-from pipeline.gateway.openai import handle_http, handle_validation, router
+from pipeline.gateway.metrics import Metrics
+from pipeline.gateway.openai import router
+from pipeline.gateway.settings import Settings
 
+T = TypeVar("T")
 MODEL = "assistant"
 KEY = "a-key-of-the-tests"
 LARGEST_BODY = 1_048_576
@@ -56,6 +58,8 @@ class ScriptedService:
     asked: list[Ask] = field(default_factory=list)
     callers: list[Caller] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    settings: Settings = field(default_factory=Settings)
+    metrics: Metrics = field(default_factory=Metrics)
 
     async def answer(self, ask: Ask, caller: Caller) -> AsyncGenerator[Event, None]:
         self.asked.append(ask)
@@ -66,6 +70,13 @@ class ScriptedService:
         except (GeneratorExit, asyncio.CancelledError):
             self.closed.append(ask.inputs["request_id"])
             raise
+
+    async def together(
+        self, weight: int, caller: Caller, events: AsyncGenerator[T, None]
+    ) -> AsyncGenerator[T, None]:
+        async with aclosing(events):
+            async for event in events:
+                yield event
 
     async def _events(self, inputs: dict[str, Any]) -> AsyncGenerator[Event, None]:
         prompt = inputs["prompt"] if "prompt" in inputs else json.loads(inputs["messages"])[-1]["content"]
@@ -132,18 +143,12 @@ class Doorkeeper:
         await self.app(scope, bounded, send)
 
 
-async def handle_gateway(request: Request, error: GatewayError) -> JSONResponse:
-    return JSONResponse(error.openai(), error.status, error.headers())
-
-
 def made(service: ScriptedService) -> FastAPI:
     """The application: the routes, what handles their errors, and the doorkeeper before them."""
     app = FastAPI(title="gateway", version="1")
     app.state.service = service
     app.include_router(router)
-    app.add_exception_handler(RequestValidationError, handle_validation)
-    app.add_exception_handler(HTTPException, handle_http)
-    app.add_exception_handler(GatewayError, handle_gateway)
+    handle_errors(app)
     app.add_middleware(Doorkeeper)
     return app
 

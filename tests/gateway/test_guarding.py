@@ -25,6 +25,7 @@ import pytest
 import requests
 import tritonclient.grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import InferenceServerException
 
 from pipeline.gateway.kserve_grpc import address
 from pipeline.serving import service
@@ -63,6 +64,14 @@ def full(gateway: Started) -> None:
     deadline = time.monotonic() + 3
     time.sleep(0.5)
     while gateway.generate(text_input=QUESTION, max_tokens=2).status_code != 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def ready_again(gateway: Started) -> None:
+    """Until a probe has passed."""
+    deadline = time.monotonic() + 20
+    while requests.get(f"{gateway.url}/ready", timeout=5).status_code != 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
@@ -107,7 +116,9 @@ def test_keys_may_change_while_it_runs(start: Start, tmp_path: Path) -> None:
     assert requests.get(url, headers=bearer("one-0123456789abcdef"), timeout=10).status_code == 200
     file.write_text("half a line")  # spoilt: the keys that were known stay
     time.sleep(5.2)
-    assert requests.get(url, headers=bearer("one-0123456789abcdef"), timeout=10).status_code == 200
+    for _ in range(2):
+        assert requests.get(url, headers=bearer("one-0123456789abcdef"), timeout=10).status_code == 200
+    assert gateway.log.read_text().count("the keys that were known stay") == 1
     digest = "a4b9ee7ae1dd6a4d5a3f4e1f8d9aa37ad14ac4ad1d8f53d8ce1c8a1c5b7ee1ff"
     file.write_text(f"two: two-0123456789abcdef\nthree: sha256:{digest}\n")
     time.sleep(5.2)
@@ -122,6 +133,7 @@ def test_keys_may_change_while_it_runs(start: Start, tmp_path: Path) -> None:
         ({"host": "0.0.0.0"}, "name a keys_file with API keys, or set insecure"),
         ({"keys_file": "nowhere"}, "the keys in nowhere cannot be read"),
         ({"tls_certificate": "c.pem"}, "belong together"),
+        ({"tls_certificate": "c.pem", "tls_key": "k.pem"}, "cannot be used together: No such file"),
         ({"http_prot": 1}, "unknown setting 'http_prot'"),
         ({"http_port": "1"}, "http_port is '1'; it must be int"),
         ({"http_port": 8001}, "the three ports must differ"),
@@ -313,23 +325,105 @@ def test_a_token_that_does_not_come_is_not_waited_for(start: Start) -> None:
 
 
 def test_a_model_that_stops_answering_is_seen_and_nobody_waits_for_it(start: Start) -> None:
-    gateway = start(probe_every_s=0.3, probe_timeout_s=1.0)
+    limits = {"first_token_s": 3.0, "between_tokens_s": 1.0}
+    gateway = start(probe_every_s=0.3, probe_timeout_s=0.5, limits=limits)
     with ThreadPoolExecutor(1) as pool:
         gateway.wire.hold()
         began = time.monotonic()
-        held = pool.submit(gateway.generate, **LONG)
-        assert held.result().status_code == 502
-        assert "the model stopped answering: no token within 1 s" in held.result().json()["error"]
+        time.sleep(1.0)  # it has been silent when the first client comes: nobody else was asking then
+        waited = gateway.generate(**LONG)
+        assert waited.status_code == 503
+        gateway.wire.release()
+        ready_again(gateway)
+        gateway.wire.hold()
+        began = time.monotonic()
+        first = pool.submit(gateway.generate, **LONG)
+        time.sleep(1.5)
+        second = gateway.generate(**LONG)
+        assert first.result().status_code in (502, 504)
+        assert second.status_code == 502
+        assert "the model stopped answering: no token within 0.5 s" in second.json()["error"]
         assert time.monotonic() - began < 8
     assert requests.get(f"{gateway.url}/ready", timeout=5).status_code == 503
     refused = gateway.generate(**LONG)
     assert (refused.status_code, "does not answer" in refused.json()["error"]) == (503, True)
     gateway.wire.release()
-    deadline = time.monotonic() + 20
-    while requests.get(f"{gateway.url}/ready", timeout=5).status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    ready_again(gateway)
     assert gateway.generate(text_input=QUESTION, max_tokens=4).status_code == 200
+
+
+def test_a_model_that_keeps_a_probe_waiting_is_not_given_up(start: Start) -> None:
+    """As one does that serves one request after another, or reads a long prompt."""
+    gateway = start(probe_every_s=0.3, probe_timeout_s=0.5)
+    with ThreadPoolExecutor(1) as pool:
+        gateway.wire.hold()
+        held = pool.submit(gateway.generate, **LONG)
+        time.sleep(2.5)
+        assert requests.get(f"{gateway.url}/ready", timeout=5).status_code == 200
+        assert "lifecycle_probe_failures_total{" in gateway.metrics()
+        gateway.wire.release()
+        assert held.result().status_code == 200
+
+
+def test_several_requests_in_one_are_admitted_together(start: Start) -> None:
+    gateway = start(limits={"requests_per_minute": 5, "max_tokens": 8})
+
+    def ask(**body: Any) -> requests.Response:
+        whole = {"model": "assistant", "prompt": QUESTION, **body}
+        return requests.post(f"{gateway.url}/v1/completions", json=whole, timeout=10)
+
+    for stream in (False, True):
+        never = ask(n=6, stream=stream)  # counts for nothing
+        assert (never.status_code, never.json()["error"]["param"]) == (400, "n")
+    assert ask(n=4).json()["usage"]["completion_tokens"] <= 4 * 8
+    assert ask(n=2).status_code == 429
+    assert ask().status_code == 200
+    assert ask().status_code == 429
+    assert ask(nonsense=1).status_code == 400
+    assert ask(model="nobody").status_code == 404
+    found = gateway.metrics()
+    for reason, count in (("rate_limited", 2), ("invalid", 3), ("not_found", 1)):
+        assert f'lifecycle_refusals_total{{reason="{reason}"}} {count}.0' in found, found
+
+
+def test_a_client_is_not_told_all_of_what_it_said(start: Start) -> None:
+    """gRPC's clients could not even read it: an error goes over in a header."""
+    gateway = start()
+    name = "ä" * 20_000
+    with triton.InferenceServerClient(gateway.grpc) as client:
+        with pytest.raises(InferenceServerException, match="the model") as told:
+            client.infer(name, [infer_input()])
+        assert told.value.status() == "StatusCode.NOT_FOUND"
+        assert len(told.value.message()) < 1000
+    assert len(gateway.generate(text_input="a", **{name: 1}).json()["error"]) < 1000
+
+
+def test_kserve_gives_the_outputs_that_are_asked_for(start: Start) -> None:
+    gateway = start()
+    tensor = {"name": "text_input", "shape": [1], "datatype": "BYTES", "data": [QUESTION]}
+
+    def infer(**body: Any) -> requests.Response:
+        url = f"{gateway.url}/v2/models/assistant/infer"
+        return requests.post(url, json={"inputs": [tensor], **body}, timeout=10)
+
+    one = {"name": "text_output", "parameters": {"binary_data": False}}
+    assert [each["name"] for each in infer(outputs=[one]).json()["outputs"]] == ["text_output"]
+    for wrong in (
+        {"outputs": [{"name": "text_input"}]},
+        {"outputs": [{**one, "parameters": {"classification": 2}}]},
+        {"outputs": [[]]},
+        {"parameters": {"binary_data_output": True}},
+        {"parameters": {"sequence_id": 1}},
+    ):
+        assert infer(**wrong).status_code == 400, wrong
+    with triton.InferenceServerClient(gateway.grpc) as client:
+        found = client.infer(
+            "assistant", [infer_input()], outputs=[triton.InferRequestedOutput("finish_reason")]
+        )
+        assert [each.name for each in found.get_response().outputs] == ["finish_reason"]
+        assert found.as_numpy("finish_reason")[0] in (b"stop", b"length")
+        with pytest.raises(Exception, match="unknown output 'nothing'"):
+            client.infer("assistant", [infer_input()], outputs=[triton.InferRequestedOutput("nothing")])
 
 
 # ---------------------------------------------------------------------- what is not there

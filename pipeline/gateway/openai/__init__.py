@@ -8,7 +8,7 @@ What a request may say and what becomes of it is in :mod:`.requests`, the answer
 https://platform.openai.com/docs/api-reference
 """
 
-from pipeline.gateway.openai.refusals import handle_http, handle_validation
+from pipeline.gateway.openai.refusals import explained
 from pipeline.gateway.openai.routes import router
 
-__all__ = ["handle_http", "handle_validation", "router"]
+__all__ = ["explained", "router"]

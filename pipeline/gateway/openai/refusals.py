@@ -1,14 +1,10 @@
-"""What is wrong with a request's body or path, in OpenAI's shape."""
+"""What is wrong with a request's body, in OpenAI's words."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
 
 from pipeline.gateway.errors import GatewayError, invalid
 from pipeline.gateway.openai.requests import REFUSED
@@ -17,31 +13,6 @@ CODES = {
     "missing": "missing_required_parameter",
     "extra_forbidden": "unknown_parameter",
 }  # others: invalid_value
-
-
-async def handle_validation(request: Request, error: RequestValidationError) -> Response:
-    """400 with the field that is wrong in ``param``, such as ``messages[0].content``."""
-    return refused(explained(error))
-
-
-async def handle_http(request: Request, error: HTTPException) -> Response:
-    """An unknown path, a wrong method, an unreadable body: OpenAI's shape, and the headers that it came with.
-
-    FastAPI calls a body unreadable whatever was raised while it was read, a refusal of ours too.
-    """
-    if isinstance(error.__cause__, GatewayError):
-        return refused(error.__cause__)
-    return refused(GatewayError(error.status_code, error.detail), error.headers)
-
-
-def refused(error: GatewayError, headers: Any = None) -> Response:
-    """An error as a response.  ASCII, since what a client wrote may hold half a surrogate pair."""
-    return Response(
-        json.dumps(error.openai()),
-        error.status,
-        {**error.headers(), **(headers or {})},
-        media_type="application/json",
-    )
 
 
 def explained(error: RequestValidationError) -> GatewayError:

@@ -216,13 +216,14 @@ class _Request(_Strict):
         if self.stop:
             common["stop_words"] = [self.stop] if isinstance(self.stop, str) else self.stop
         seed = secrets.randbelow(SEEDS) if self.seed is None and self.choices > 1 else self.seed
+        weight = 1 if len(prompts) * self.choices == 1 else 0
         asks: list[Ask] = []
         for prompt in prompts:
             for choice in range(self.choices):
                 inputs = {**prompt, **common, "request_id": f"{answer_id}-{len(asks)}"}
                 if seed is not None:
                     inputs["seed"] = (seed + choice) % SEEDS
-                asks.append(Ask(self.model, inputs, api))
+                asks.append(Ask(self.model, inputs, api, weight))
         return asks
 
 
@@ -259,8 +260,11 @@ class ChatRequest(_Request):
     verbosity: Literal["medium"] | None = None
     web_search_options: None = None
 
-    def asks(self, answer_id: str) -> list[Ask]:
-        """The model's requests, one a choice.  Raises :class:`GatewayError` for what does not go together."""
+    def asks(self, answer_id: str, most: int | None = None) -> list[Ask]:
+        """The model's requests, one a choice.  Raises :class:`GatewayError` for what does not go together.
+
+        ``most``: tokens of an answer.  The model's own default is not longer (``pipeline/checks.py``).
+        """
         self._check()
         if self.messages[-1].role != "user":
             raise invalid("the last of messages must be the user's", "messages")
@@ -292,8 +296,8 @@ class CompletionRequest(_Request):
     echo: Literal[False] | None = None
     suffix: None = None
 
-    def asks(self, answer_id: str) -> list[Ask]:
-        """The model's requests, one a choice.  Raises :class:`GatewayError` for what does not go together."""
+    def asks(self, answer_id: str, most: int | None = None) -> list[Ask]:
+        """As for a chat, with no more than ``most`` tokens where the request does not say how many."""
         self._check()
         if self.best_of not in (None, self.choices):
             raise invalid(f"best_of: {REFUSED['best_of']}", "best_of", "unsupported_value")
@@ -306,6 +310,6 @@ class CompletionRequest(_Request):
             [{"prompt": prompt} for prompt in prompts],
             answer_id,
             "completions",
-            max_tokens=self.max_tokens or COMPLETION_TOKENS,
+            max_tokens=self.max_tokens or min(COMPLETION_TOKENS, most or COMPLETION_TOKENS),
             logprobs=True if self.logprobs is not None else None,
         )

@@ -64,7 +64,7 @@ async def _answered(
     if known and body.model not in known:  # without any, the service says why
         raise _unknown(body.model)
     answer_id = shape.new_id()
-    asks = body.asks(answer_id)
+    asks = body.asks(answer_id, service.settings.limits.max_tokens)
     answer = shape(
         answer_id,
         body.model,
@@ -75,6 +75,8 @@ async def _answered(
         include_usage=body.include_usage,
     )
     events = merged([service.answer(ask, request.state.caller) for ask in asks])
+    if len(asks) > 1:
+        events = service.together(len(asks), request.state.caller, events)
     if body.stream:
         return EventStream(parts(events, answer))
     whole = await while_there(request.receive, collected(events, answer))
