@@ -68,6 +68,21 @@ def listener(settings: Settings, application: ASGIApp, **more: object) -> Server
     )
 
 
+def cleared(path: Path) -> None:
+    """Remove the socket of a gateway that is gone.  Raises ``OSError`` for a file that is something else."""
+    if path.exists() and not path.is_socket():
+        raise OSError(f"{path} is there and is no socket")
+    path.unlink(missing_ok=True)
+
+
+async def owned(path: Path) -> None:
+    """Wait for the control socket, and keep it from others (uvicorn lets everybody write to it)."""
+    while not path.exists():
+        await asyncio.sleep(NOTICED_S)
+    await asyncio.sleep(NOTICED_S)  # after uvicorn's own chmod
+    path.chmod(0o600)
+
+
 async def serve(settings: Settings) -> int:
     """Listen until a signal says otherwise: 0.  1 where a part of the gateway ended by itself."""
     keys = Keys(Path(settings.keys_file)) if settings.keys_file else None
@@ -86,7 +101,7 @@ async def serve(settings: Settings) -> int:
         listener(settings, exposition.build(metrics, versions, upstream)),
     ]
     if settings.control is not None:
-        Path(settings.control).unlink(missing_ok=True)
+        cleared(Path(settings.control))
         servers.append(listener(settings, control.build(versions, health), uds=settings.control))
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,6 +111,8 @@ async def serve(settings: Settings) -> int:
         asyncio.create_task(server.serve(sockets=at)) for server, at in zip(servers, sockets, strict=False)
     ]
     watching = asyncio.create_task(health.watch())
+    if settings.control is not None:
+        await owned(Path(settings.control))
     try:
         ended = asyncio.create_task(stopping.wait())
         done, _ = await asyncio.wait([ended, watching, *tasks], return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,6 @@
 """The control socket: how a deployment on this machine puts another version in the place of one.
 
-A UNIX socket that only its owner can open; never on the network.  JSON in and out::
+A UNIX socket that its owner alone may open; never on the network.  JSON in and out::
 
     GET  /state            {"ready": "", "current": {...}, "leaving": [{...}], "under_way": 3}
     POST /switch {...}     a version's settings: it is asked for a token, and from then on asked by clients

@@ -267,7 +267,7 @@ def test_a_grpc_client_that_does_not_read_is_cut_off(start: Start) -> None:
         request.inputs.add(name=name, datatype=kind, shape=[1], contents=contents)
     options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
     with grpc.insecure_channel(gateway.grpc, options=options) as channel:
-        call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request] * 4))
+        call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request] * 300))
         full(gateway)
         time.sleep(4.5)
         assert gateway.generate(text_input=QUESTION, max_tokens=2).status_code == 200
@@ -504,6 +504,12 @@ def test_prompts_and_answers_are_not_logged(start: Start, deployed: service.Serv
     assert "Xylophone" not in logs
     assert len(said) > 4
     assert said[:12] not in logs
+
+
+def test_the_control_socket_is_its_owners(deployed: service.Service) -> None:
+    control = Path(deployed.gateway.control)
+    assert control.stat().st_mode & 0o777 == 0o600
+    assert control.parent.stat().st_mode & 0o777 == 0o700
 
 
 # ------------------------------------------------------------------------------- TLS
