@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+import uvicorn
 from aiohttp import web
+from starlette.applications import Starlette
+from uvicorn.server import ServerState
 
+from pipeline.gateway.connections import Connection
 from pipeline.gateway.errors import GatewayError
 from pipeline.gateway.kserve_grpc import Servicer
 from pipeline.gateway.settings import Limits, VersionSettings
@@ -124,3 +130,39 @@ def test_a_fault_of_a_stream_ends_it() -> None:
 
     with pytest.raises(ExceptionGroup, match="TaskGroup"):
         asyncio.run(ended())
+
+
+def test_connections_are_bounded_and_do_not_wait_for_ever() -> None:
+    async def spoken() -> None:
+        config = uvicorn.Config(
+            Starlette(),
+            http=functools.partial(Connection, most=2, head_s=0.4),
+            lifespan="off",
+            log_config=None,
+        )  # type: ignore[arg-type]
+        config.load()
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: config.http_protocol_class(config, state, {}), "127.0.0.1")  # type: ignore[call-arg]
+        port = server.sockets[0].getsockname()[1]
+        begun = loop.time()
+        ends = [(await asyncio.open_connection("127.0.0.1", port)) for _ in range(3)]
+        ends[0][1].write(b"GET / HTTP/1.1\r\nX: ")
+        with contextlib.suppress(ConnectionError):
+            assert not await ends[2][0].read(1)  # one too many
+        assert loop.time() - begun < 0.3
+        for reader, _ in ends[:2]:  # half a head, and none
+            with contextlib.suppress(ConnectionError):
+                assert not await reader.read(1)
+        assert 0.3 < loop.time() - begun < 3
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):  # kept, and used again after a while
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 404")
+            await reader.readuntil(b"Not Found")
+            await asyncio.sleep(0.6)
+        for _, each in [*ends, (reader, writer)]:
+            each.close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(spoken(), 10))
