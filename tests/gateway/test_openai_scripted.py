@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -17,7 +17,15 @@ from pydantic import ValidationError
 from pipeline.gateway.errors import GatewayError
 from pipeline.gateway.openai.requests import ChatRequest, CompletionRequest
 from tests.gateway.conftest import Gateway
-from tests.gateway.scripted import LARGEST_BODY, WORDS, ScriptedService
+from tests.gateway.scripted import KEY, LARGEST_BODY, MODEL, WORDS, ScriptedService, made, serving
+
+
+@pytest.fixture(scope="module")
+def gateway(scripted: ScriptedService) -> Iterator[Gateway]:
+    """The scripted one alone: here it matters what the service says."""
+    with serving(made(scripted)) as url:
+        yield Gateway(url, KEY, MODEL)
+
 
 ASKED: list[Any] = [{"role": "user", "content": "What does a fox do?"}]
 
