@@ -1,4 +1,4 @@
-"""The soak in its short form: a minute of mixed load, no failed answer, flat memory (``make soak`` takes half an hour)."""
+"""The soak in its short form: half a minute of mixed load, no failed answer, flat memory (``make soak`` takes half an hour)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from benchmarks.soak import soak
 from pipeline.serving import processes, server, service
 from tests.gateway.deploy_miniature import KEYS
 
-MINUTES = 1.0
+MINUTES = 0.5
 CACHE_MB = 1100.0  # export.kv_cache_gb, touched bit by bit
 
 
-def test_a_minute_of_mixed_load(deployed: service.Service) -> None:
+def test_half_a_minute_of_mixed_load(deployed: service.Service) -> None:
     members = processes.of_session(deployed.version.pid)
     stub = next(process.pid for process in members if server.STUB in process.command[0])
     pids = {"gateway": deployed.gateway.process.pid, "tritonserver": deployed.version.pid, "model": stub}
@@ -29,5 +29,5 @@ def test_a_minute_of_mixed_load(deployed: service.Service) -> None:
             filling={"model": CACHE_MB},
         )
     )
-    assert len(report.answers) > 300
+    assert len(report.answers) > 150
     assert report.faults() == []

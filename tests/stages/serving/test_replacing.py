@@ -25,7 +25,7 @@ from tests.stages.serving.deployment import Deployment
 
 CLIENTS = 6
 TOKENS = 60
-SWAPS = 5
+SWAPS = 3
 ENDS_WITHIN_S = 25.0  # a request that runs into a dead model hears of it
 
 
