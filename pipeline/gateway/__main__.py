@@ -24,7 +24,7 @@ from pipeline.gateway.health import Health
 from pipeline.gateway.keys import Keys
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.service import Service
-from pipeline.gateway.settings import Settings, SettingsError, load
+from pipeline.gateway.settings import Settings, SettingsError, check_pair, load
 from pipeline.gateway.upstream import Upstream
 from pipeline.gateway.versions import GRACE_S, Versions
 
@@ -142,6 +142,8 @@ def main(words: list[str]) -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         settings = load(Path(words[0]))
+        if settings.tls_certificate and settings.tls_key:
+            check_pair(settings.tls_certificate, settings.tls_key)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(settings))
     except SettingsError as error:

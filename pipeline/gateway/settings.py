@@ -83,8 +83,6 @@ def load(path: Path) -> Settings:
         raise SettingsError(f"{path} is no JSON: {error}") from None
     settings = parse(found, str(path))
     check(settings)
-    if settings.tls_certificate and settings.tls_key:
-        _check_pair(settings.tls_certificate, settings.tls_key)
     return settings
 
 
@@ -122,7 +120,8 @@ def check(settings: Settings) -> None:
         raise SettingsError(f"the three ports must differ; they are {', '.join(map(str, ports))}")
 
 
-def _check_pair(certificate: str, key: str) -> None:
+def check_pair(certificate: str, key: str) -> None:
+    """Raise :class:`SettingsError` for files that cannot serve TLS together."""
     try:
         # An empty password: a key that wants one is refused, and asks no terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import ssl
 import subprocess
 import tempfile
 import time
@@ -38,15 +37,9 @@ def check(deploy: schema.Deploy) -> None:
         if wanted.keys_file is not None:
             keys.read(Path(wanted.keys_file))
         if wanted.tls_certificate and wanted.tls_key:
-            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(wanted.tls_certificate, wanted.tls_key)
+            own.check_pair(wanted.tls_certificate, wanted.tls_key)
     except own.SettingsError as error:
         raise InputError(f"deploy: {error}") from None
-    except (OSError, ssl.SSLError) as error:
-        raise InputError(
-            f"deploy.tls_certificate and deploy.tls_key ({wanted.tls_certificate}, {wanted.tls_key}) cannot be "
-            f"used: {error}"
-        ) from None
 
 
 def start(folder: Path, wanted: own.Settings) -> service.Gateway:
