@@ -308,7 +308,7 @@ def test_a_request_can_be_cancelled_by_its_id(deployed: Served) -> None:
     for each in others:
         each.close()
     assert rest[-1]["finish_reason"] == "cancelled"
-    assert first["completion_tokens"] < rest[-1]["completion_tokens"] < 200
+    assert first["completion_tokens"] <= rest[-1]["completion_tokens"] < 200
     # The id is free again.
     assert ask(deployed, text_input=QUESTION, max_tokens=1, request_id="r1")["completion_tokens"] == 1
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.serving import server
+from pipeline.serving import service
 from tests.miniature import PROMPTS, port_settings, run_stage
 
 QUESTIONS = ["What does `socket.bind` do?", "What is `socket.AF_INET`?", "Why?"]
@@ -63,16 +63,16 @@ def output(
 
 
 @pytest.fixture(scope="module")
-def served(output: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.ServerRecord]:
+def served(output: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[service.Service]:
     folder = tmp_path_factory.mktemp("deploy")
     path = folder / "server.json"
     extra = {"server_record": str(path)}
     status, told = run_stage("deploy", folder / "work", {"export": output}, port_settings(), extra)
     assert status == 0, told
-    record = server.read(path)
+    record = service.read(path)
     assert record is not None
     yield record
-    server.stop(record)
+    service.stop(record)
 
 
 def unmerged(bundle: Path, adapter: Path) -> list[str]:
@@ -110,11 +110,11 @@ def unmerged(bundle: Path, adapter: Path) -> list[str]:
     return found
 
 
-def answers(record: server.ServerRecord, model: str) -> list[str]:
+def answers(record: service.Service, model: str) -> list[str]:
     found = []
     for question in QUESTIONS:
         body = json.dumps({"text_input": question, "max_tokens": TOKENS}).encode()
-        address = f"http://{record.address}/v2/models/{model}/generate"
+        address = f"http://{record.gateway.address}/v2/models/{model}/generate"
         with urllib.request.urlopen(urllib.request.Request(address, body), timeout=30) as answer:
             found.append(json.load(answer)["text_output"])
     return found
@@ -128,7 +128,7 @@ def shown(texts: list[str]) -> list[str]:
 
 
 def test_each_adapter_is_a_model_of_its_own_that_answers_as_it_should(
-    served: server.ServerRecord, output: Path, adapters: dict[str, Path]
+    served: service.Service, output: Path, adapters: dict[str, Path]
 ) -> None:
     own = shown(answers(served, "assistant"))
     for name, adapter in adapters.items():
