@@ -24,9 +24,10 @@ from sampling import Sampling
 from text_stream import TextStream
 
 MAX_SEQUENCES = 64  # sequences advanced together; more wait their turn
-# Tokens that come closer together than this are handed over together: the text of one and its way through Triton take longer
-# than a small model's step.  Not where stop words end an answer, whose tokens are counted.
-PIECE_S = 0.005
+# Tokens of an answer that come closer together than this are handed over together: their text and their way through Triton
+# take longer than a small model's step.  For each request under way it is so much more, so that handing over
+# takes a part of the time and no more.  Not where stop words end an answer, whose tokens are counted.
+PIECE_S, PIECE_OF_EACH_S = 0.004, 0.0015
 
 
 @dataclass
@@ -168,7 +169,7 @@ class Engine:
         tokens, logprobs = running.tokens, running.token_logprobs
         running.tokens, running.token_logprobs = [], []
         if tokens and not running.text.stop_words:
-            running.due = now + PIECE_S
+            running.due = now + max(PIECE_S, PIECE_OF_EACH_S * len(self._running))
         running.completion_tokens += len(tokens)
         piece = Piece(tokens=tokens, prompt_tokens=running.prompt_tokens)
         piece.completion_tokens = running.completion_tokens
