@@ -239,7 +239,7 @@ def test_who_does_not_read_is_cut_off(start: Start) -> None:
     body = json.dumps(
         {
             "model": "assistant", "prompt": QUESTION, "n": 8, "max_tokens": 200, "ignore_eos": True, "stream": True,
-            "logprobs": 0,
+            "logprobs": 0, "stop": "never said",
         }
     ).encode()  # fmt: skip
     with socket.socket() as slow:
@@ -594,7 +594,7 @@ def test_metrics_count_what_was_done(start: Start) -> None:
     gateway = start()
     answers = [gateway.generate(text_input=QUESTION, max_tokens=10, ignore_end=True).json() for _ in range(3)]
     assert gateway.generate(text_input="", max_tokens=10).status_code == 400
-    for event in stream(gateway, **LONG):
+    for event in stream(gateway, **LONG, stop_words=["never said"]):  # which has tokens come one by one
         if event["completion_tokens"] > 3:
             break  # the client goes
     deadline = time.monotonic() + 10
