@@ -85,7 +85,7 @@ gc: $(CONTROLLER)
 
 # ---------------------------------------------------------------------- environments
 
-env: $(CONTROLLER) $(CORE) $(SERVING)
+env: $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY)
 
 $(VENVS)/%/$(STAMP): configs/toolchains/%.lock
 	@$(PYTHON) -m pipeline.toolchains create $*
@@ -121,12 +121,12 @@ test-faults-short: $(DEV) $(CONTROLLER)
 test-faults: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
 	FAULTS=full $(VENVS)/dev/bin/python -m pytest tests/faults
 
-test-stages: $(CORE) $(SERVING) $(NEMO)
+test-stages: $(CORE) $(SERVING) $(GATEWAY) $(NEMO)
 	$(VENVS)/core/bin/python -m pytest tests/stages/core -n 2 --dist loadfile
 	$(VENVS)/serving/bin/python -m pytest tests/stages/serving tests/contract
 	$(VENVS)/nemo/bin/python -m pytest tests/stages/nemo -W ignore
 
-test-gateway: $(GATEWAY)
+test-gateway: $(SERVING) $(GATEWAY)
 	$(VENVS)/gateway/bin/python -m pytest tests/gateway
 
 # Chains through NeMo-Run on a real Slurm that the tests start and stop on this machine.
@@ -160,11 +160,11 @@ $(DEBIAN):
 	for package in *.deb; do dpkg-deb --extract $$package . || exit 1; done && rm *.deb usr/bin/prometheus || \
 	{ echo "Debian's packages prometheus and openssh-server could not be fetched; test-deploy needs them" >&2; exit 1; }
 
-test-e2e: $(DEV) $(CONTROLLER) $(CORE) $(SERVING) $(TRACKING)
+test-e2e: $(DEV) $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY) $(TRACKING)
 	$(VENVS)/dev/bin/python -m pytest tests/e2e -m "not full"
 
 # The long suite: the full recipe, its targets, and a kill in the middle.
-test-full: $(DEV) $(CONTROLLER) $(CORE) $(SERVING)
+test-full: $(DEV) $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY)
 	$(VENVS)/dev/bin/python -m pytest tests/e2e -m full
 
 # ------------------------------------------------------------------------ benchmarks
