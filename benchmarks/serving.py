@@ -31,6 +31,7 @@ from typing import Any
 
 from benchmarks.servers import llama_cpp, ours
 from benchmarks.servers.contender import Contender, Loader, Round
+from benchmarks.typed import typed
 from pipeline.runner.execute import step_environment
 from pipeline.runner.provenance import processor
 from pipeline.runner.threads import thread_count
@@ -278,12 +279,6 @@ def verdicts(sides: list[Contender], shares: dict[int, float]) -> list[str]:
     return found
 
 
-def command(words: list[str]) -> str:
-    """What was typed, without the places of this machine."""
-    left = [word for word, before in zip(words, ["", *words], strict=False) if "--runs" not in (word, before)]
-    return " ".join(["python -m benchmarks.serving", *left])
-
-
 def main(words: list[str]) -> int:
     """Measure, print the tables, and write them into the README on request; 1 where a target is missed."""
     parser = argparse.ArgumentParser(
@@ -342,7 +337,7 @@ def main(words: list[str]) -> int:
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         *rows,
         "",
-        f"`{command(words)}`: {given.rounds} rounds in alternation, {given.requests} answers of {given.tokens} tokens for each client, "
+        f"`{typed('serving', words)}`: {given.rounds} rounds in alternation, {given.requests} answers of {given.tokens} tokens for each client, "
         f"threads: {threads}; the load generator, on the same cores, took up to {busy:.0%} of one. {os.cpu_count()} cores of "
         f"{processor()}, {date.today()}, Python {platform.python_version()}.",
     ]  # fmt: skip

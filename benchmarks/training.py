@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.trainers.work import Shape, Work
+from benchmarks.typed import typed
 from pipeline import recipe as recipes
 from pipeline.runner.execute import step_environment
 from pipeline.runner.provenance import processor
@@ -205,12 +206,6 @@ def verdicts(kind: str, sides: list[Contender]) -> list[str]:
     return found
 
 
-def command(words: list[str]) -> str:
-    """What was typed, without the places of this machine."""
-    left = [word for word, before in zip(words, ["", *words], strict=False) if "--runs" not in (word, before)]
-    return " ".join(["python -m benchmarks.training", *(f'"{w}"' if "|" in w else w for w in left)])
-
-
 def main(words: list[str]) -> int:
     """Measure, print the tables, and write them into the README on request; 1 where a target is missed."""
     parser = argparse.ArgumentParser(
@@ -252,7 +247,7 @@ def main(words: list[str]) -> int:
             ]  # fmt: skip
             missed += verdicts(kind, sides)
     lines.append(
-        f"`{command(words)}`: {given.rounds} rounds of {given.steps} steps in alternation, threads: {threads}, {CLOCKS[given.clock]}, "
+        f"`{typed('training', words)}`: {given.rounds} rounds of {given.steps} steps in alternation, threads: {threads}, {CLOCKS[given.clock]}, "
         f"{os.cpu_count()} cores of {processor()}, {date.today()}, Python {platform.python_version()}."
     )
     text = "\n".join(lines)

@@ -84,6 +84,11 @@ class Toolchain:
         stamp = self.folder / STAMP
         return stamp.is_file() and stamp.read_text(encoding="utf-8").strip() == self.lock_digest()
 
+    def ask(self, module: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a module of this repository in the environment; what it said, whatever its status."""
+        command = [str(self.python), "-m", module, *words]
+        return subprocess.run(command, cwd=self.root, capture_output=True, text=True, check=False)
+
     def require(self) -> None:
         """Raise :class:`UserError` unless the environment is there and up to date."""
         if not self.ready():

@@ -301,6 +301,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except (KeyError, TypeError) as error:  # a section without what it had
+        print(f"error: {folder / 'values.yaml'} is not what a deployment writes: {error}", file=sys.stderr)
+        return 2
     print("\n".join(map(str, found)))
     return 0
 

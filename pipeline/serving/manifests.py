@@ -43,13 +43,7 @@ def made(folder: Path) -> Made:
         return Made(
             [], [], [f"the chart was not rendered: its toolchain is not installed (make env-{CHARTS})"]
         )
-    done = subprocess.run(
-        [str(toolchain.python), "-m", "pipeline.serving.manifests", str(folder.resolve())],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = toolchain.ask("pipeline.serving.manifests", str(folder.resolve()))
     if done.returncode:
         return Made([], [f"the chart cannot be rendered: {done.stderr.strip().splitlines()[-1]}"], [])
     return Made(**json.loads(done.stdout))

@@ -26,7 +26,7 @@ from pipeline.plan.site import shape
 from pipeline.runner.base import folder as base_folder
 from pipeline.serving import repository, targets
 from pipeline.serving.engines import TENSORRT_LLM, VLLM
-from pipeline.toolchains import ROOT, Toolchain
+from pipeline.toolchains import Toolchain
 
 UNKNOWN = "0" * 64  # an identity rests on what the steps before publish
 # Bytes of a weight, scales included: in the layers' matrices, and elsewhere (embeddings, output layer, norms).
@@ -171,13 +171,8 @@ def _refused_configs(folder: Path) -> list[str] | None:
     toolchain = Toolchain(SERVING)
     if not toolchain.ready():
         return None
-    done = subprocess.run(
-        [str(toolchain.python), "-m", "pipeline.serving.rehearsal", str(folder.resolve())],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = toolchain.ask("pipeline.serving.rehearsal", str(folder.resolve()))
+    done.check_returncode()
     said: list[str] = json.loads(done.stdout)
     return said
 

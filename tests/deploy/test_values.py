@@ -170,6 +170,10 @@ def test_changed_values_change_everything_made_of_them(tmp_path: Path) -> None:
         ("a: [", "is no YAML"),
         ("model: {}\n", "image, gpus"),
         ("7\n", "model, image"),
+        (
+            "{model: {}, image: {}, gpus: {}, multinode: {}, triton: {}, gateway: {}, local: {}, slurm: {}}",
+            "not what a deployment writes",
+        ),
     ],
 )
 def test_a_folder_without_values_is_told(tmp_path: Path, text: str | None, said: str) -> None:

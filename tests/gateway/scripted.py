@@ -24,7 +24,8 @@ from pipeline.gateway.asks import Ask, Caller, Event
 from pipeline.gateway.errors import GatewayError, failed, invalid, unavailable
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.openai import router
-from pipeline.gateway.settings import Settings
+from pipeline.gateway.settings import Settings, VersionSettings
+from pipeline.gateway.versions import Versions
 
 T = TypeVar("T")
 MODEL = "assistant"
@@ -38,23 +39,17 @@ BEFORE = {  # said before the model takes the request
 }
 
 
-@dataclass
-class ScriptedVersions:
-    created: int = 1_763_000_000
-    names: tuple[str, ...] = (MODEL, "org/other")
-
-    def models(self) -> dict[str, dict[str, str]]:
-        return {name: {"model": MODEL, "lora": ""} for name in self.names}
-
-    def fingerprint(self) -> str:
-        return "lifecycle-0123456789ab"
+def scripted_versions() -> Versions:
+    """The gateway's own record of versions, of one that knows two names."""
+    models = {name: {"model": MODEL, "lora": ""} for name in (MODEL, "org/other")}
+    return Versions(VersionSettings("0123456789ab" * 5, "127.0.0.1:1", "127.0.0.1:2", models))
 
 
 @dataclass
 class ScriptedService:
     """``asked`` and, by ``request_id``, those that were ``closed`` before their end."""
 
-    versions: ScriptedVersions = field(default_factory=ScriptedVersions)
+    versions: Versions = field(default_factory=scripted_versions)
     asked: list[Ask] = field(default_factory=list)
     callers: list[Caller] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)

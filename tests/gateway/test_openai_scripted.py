@@ -240,12 +240,12 @@ def test_a_choice_that_fails_ends_the_others(client: openai.OpenAI, scripted: Sc
 
 
 def test_without_any_version_the_service_says_why(client: openai.OpenAI, scripted: ScriptedService) -> None:
-    names, scripted.versions.names = scripted.versions.names, ()
+    current, scripted.versions.current = scripted.versions.current, None
     try:
         with pytest.raises(openai.InternalServerError, match="no version is up"):
             client.chat.completions.create(model="assistant", messages=ending("unavailable"))
     finally:
-        scripted.versions.names = names
+        scripted.versions.current = current
 
 
 def test_a_body_that_is_too_large(client: openai.OpenAI) -> None:

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import training
 from benchmarks.trainers import work
 from benchmarks.trainers.work import Shape, Work
+from benchmarks.typed import typed
 
 LLAMA_8B = Shape(128_256, 4096, 14_336, 32, 32, 8)
 SMALL = Shape(vocab_size=10, hidden_size=8, intermediate_size=16, layers=3, heads=4, kv_heads=2)
@@ -84,7 +85,7 @@ def test_processor_time_replaces_the_time_that_passed_on_request() -> None:
 
 
 def test_the_command_is_told_without_places() -> None:
-    told = training.command(["--kind", "sft", "--runs", "/somewhere/runs", "--only", "a|b", "--write"])
+    told = typed("training", ["--kind", "sft", "--runs", "/somewhere/runs", "--only", "a|b", "--write"])
     assert told == 'python -m benchmarks.training --kind sft --only "a|b" --write'
 
 

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Request, Security
 from fastapi.security import HTTPBearer
 from starlette.responses import Response
 
-from pipeline.gateway.errors import GatewayError
 from pipeline.gateway.openai import description
 from pipeline.gateway.openai.answers import Answer, ChatAnswer, CompletionAnswer, encode
 from pipeline.gateway.openai.requests import ChatRequest, CompletionRequest
@@ -51,8 +50,7 @@ async def models(request: Request) -> Response:
 async def model(request: Request, model: str) -> Response:
     """One of them."""
     versions = request.app.state.service.versions
-    if model not in versions.models():
-        raise _unknown(model)
+    versions.route(model)
     return _json(encode(_model(model, versions.created)).encode())
 
 
@@ -60,9 +58,8 @@ async def _answered(
     request: Request, body: ChatRequest | CompletionRequest, shape: type[Answer], logprobs: int | None
 ) -> Response:
     service = request.app.state.service
-    known = service.versions.models()
-    if known and body.model not in known:  # without any, the service says why
-        raise _unknown(body.model)
+    if service.versions.models():  # without any, the service says why
+        service.versions.route(body.model)
     answer_id = shape.new_id()
     asks = body.asks(answer_id, service.settings.limits.max_tokens)
     answer = shape(
@@ -81,16 +78,6 @@ async def _answered(
         return EventStream(parts(events, answer))
     whole = await while_there(request.receive, collected(events, answer))
     return Response(status_code=CLIENT_GONE) if whole is None else _json(whole)
-
-
-def _unknown(name: str) -> GatewayError:
-    return GatewayError(
-        404,
-        f"there is no model {name!r}; GET /v1/models lists those that there are",
-        code="model_not_found",
-        param="model",
-        reason="not_found",
-    )
 
 
 def _model(name: str, created: int) -> dict[str, Any]:

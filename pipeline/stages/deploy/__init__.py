@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -23,8 +21,8 @@ from pipeline.serving import control, server, service
 from pipeline.serving.processes import Mark
 from pipeline.serving.targets import IMAGES
 from pipeline.stages.deploy import gateway, ports, probes, replace, triton, versions
+from pipeline.stages.deploy.background import begin
 from pipeline.stages.step import InputError, Step, write_json
-from pipeline.toolchains import ROOT
 
 REMEMBERED = 5  # exports that `rollback` can go back through
 
@@ -174,7 +172,9 @@ def _keep(path: Path) -> None:
     """Have a keeper where there is something to keep."""
     record = service.read(path)
     if record is not None and not service.keeper_runs(record):
-        service.write(path, dataclasses.replace(record, keeper=_start_keeper(path)))
+        log = service.folder_of(path) / "keeper.log"
+        process = begin(Path(sys.executable), service.KEEPER, path, log)
+        service.write(path, dataclasses.replace(record, keeper=Mark.of(process.pid)))
 
 
 def _previous(before: service.Service | None, export: versions.Export) -> list[service.Earlier]:
@@ -190,20 +190,6 @@ def _previous(before: service.Service | None, export: versions.Export) -> list[s
     found = [service.Earlier(before.identity, before.export), *before.previous]
     unique = {each.identity: each for each in reversed(found) if each.identity != export.identity}
     return list(reversed(unique.values()))[:REMEMBERED]
-
-
-def _start_keeper(path: Path) -> Mark:
-    with open(service.folder_of(path) / "keeper.log", "ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", service.KEEPER, str(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-            start_new_session=True,
-        )
-    return Mark.of(process.pid)
 
 
 def _ports(running: service.Gateway) -> tuple[int, ...]:

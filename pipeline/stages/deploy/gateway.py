@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -15,8 +13,9 @@ from pipeline.gateway import keys
 from pipeline.gateway import settings as own
 from pipeline.serving import control, service
 from pipeline.serving.processes import Mark
+from pipeline.stages.deploy.background import begin
 from pipeline.stages.step import InputError
-from pipeline.toolchains import ROOT, Toolchain
+from pipeline.toolchains import Toolchain
 
 START_S = 60.0
 LOG_LINES = 15
@@ -54,16 +53,7 @@ def start(folder: Path, wanted: own.Settings) -> service.Gateway:
     file, log = folder / "gateway.json", folder / "gateway.log"
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(dataclasses.asdict(wanted), indent=2) + "\n", encoding="utf-8")
-    with open(log, "ab") as output:
-        process = subprocess.Popen(
-            [str(toolchain.python), "-m", service.GATEWAY, str(file)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-            start_new_session=True,
-        )
+    process = begin(toolchain.python, service.GATEWAY, file, log)
     made = service.Gateway(
         process=Mark.of(process.pid),
         host=wanted.host,
