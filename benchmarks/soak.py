@@ -8,7 +8,8 @@ Clients ask at random, of a fixed seed: short and long prompts, streams and whol
 Triton's, to the model's own end or for a fixed number of tokens; some hang up at a random point, at once or in
 the middle, and some ask for what must be refused.  All answers are greedy: the same question must have the same answer every time.
 
-Memory is flat when the resident size of no process grows, by the slope of Theil and Sen over all samples after the
+Before the clock starts, long prompts that never come again fill the key-value cache, until the processes stop
+growing.  Memory is flat when the resident size of no process grows, by the slope of Theil and Sen over all samples after the
 warm-up, by more than ``GROWTH`` of its median or ``GROWTH_MB``, whichever is more, in the time that was looked at.
 The slope is the median of the slopes of all pairs: a single step or spike does not move it.
 """
@@ -25,7 +26,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -48,7 +49,13 @@ from pipeline.runner.provenance import processor
 from pipeline.toolchains import ROOT
 
 RECIPE = "llama-tiny"
-WARM_UP = 0.25  # of the time; the caches and the allocators fill
+WARM_UP = 0.25  # of the time; the allocators settle
+FILL_S = 300.0  # at most, for the key-value cache
+FULL_MB, FULL_LOOKS, LOOK_S = (
+    1.0,
+    3,
+    5.0,
+)  # the cache is full when nothing grew by so much, so many looks in a row
 GROWTH, GROWTH_MB = 0.03, 8.0
 PAUSE_S = 0.2  # mean time between a client's requests
 POOL = 200  # different prompts, so that questions come again
@@ -139,6 +146,33 @@ def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
+async def fill(
+    address: str, model: str, pids: dict[str, int], texts: Sequence[str], key: str, clients: int
+) -> float:
+    """Ask what was never asked until no process grows any more, ``FILL_S`` at most; returns the seconds that it took."""
+    target = Target(TRITON, address, model, key, EXTRA[TRITON])
+    numbers, began, full = itertools.count(), time.perf_counter(), asyncio.Event()
+
+    async def ask_on(session: Any) -> None:
+        while not full.is_set():
+            number = next(numbers)
+            words = f"{number} " + " ".join(texts[(number + step) % len(texts)] for step in range(LONG))
+            await ask(session, target, Question([_user(words)], 1))
+
+    async def watch() -> None:
+        sizes, still = [resident_mb(pid) for pid in pids.values()], 0
+        while still < FULL_LOOKS and time.perf_counter() - began < FILL_S:
+            await asyncio.sleep(LOOK_S)
+            now = [resident_mb(pid) for pid in pids.values()]
+            still = still + 1 if max(b - a for a, b in zip(sizes, now, strict=True)) < FULL_MB else 0
+            sizes = now
+        full.set()
+
+    async with client() as session:
+        await asyncio.gather(watch(), *(ask_on(session) for _ in range(clients)))
+    return time.perf_counter() - began
+
+
 async def soak(
     address: str,
     model: str,
@@ -155,9 +189,8 @@ async def soak(
 ) -> Report:
     """Load the server at ``address`` (``http://host:port``) for so long, and watch its processes (``pids`` by name).
 
-    ``texts`` are questions, some two hundred; memory is looked at every ``every_s`` seconds.  The key-value cache of
-    ``export.kv_cache_gb`` is touched block after block, which takes the tiny model some minutes: whoever soaks for
-    less says so by ``filling``, as :class:`Report` has it.
+    ``texts`` are questions, some two hundred; memory is looked at every ``every_s`` seconds.  Whoever has not called
+    :func:`fill` says by ``filling`` what the cache may still grow by, as :class:`Report` has it.
     """
     report = Report(minutes * 60, filling or {}, memory={name: [] for name in pids})
     targets = [Target(protocol, address, model, key, EXTRA[protocol]) for protocol in protocols]
@@ -223,6 +256,12 @@ def told(report: Report) -> list[str]:
     return lines
 
 
+@contextlib.contextmanager
+def _deployed(runs: Path, port: int) -> Iterator[tuple[str, str, dict[str, int]]]:
+    with ours.deployed(runs, RECIPE, port) as deployed:
+        yield deployed.gateway, deployed.model, deployed.pids
+
+
 def pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     """``name=value`` words, taken apart."""
     return [(name, value) for name, _, value in (word.partition("=") for word in words)]
@@ -258,23 +297,24 @@ def main(words: list[str]) -> int:
     runs = given.runs.resolve()
     filling = {name: float(size) for name, size in pairs(given.filling)}
     settings = {"clients": given.clients, "every_s": given.every, "seed": given.seed, "filling": filling}
-    if given.address:
-        pids = {name: int(pid) for name, pid in pairs(given.pid)}
-        texts = ours.questions(runs, RECIPE)
-        report = asyncio.run(
-            soak(given.address, given.model, pids, texts, given.minutes, key=given.key, **settings)
+    place = (
+        contextlib.nullcontext(
+            (given.address, given.model, {name: int(pid) for name, pid in pairs(given.pid)})
         )
-    else:
-        with ours.deployed(runs, RECIPE, given.port) as deployed:
-            texts = ours.questions(runs, RECIPE)
-            report = asyncio.run(
-                soak(deployed.gateway, deployed.model, deployed.pids, texts, given.minutes, **settings)
-            )
+        if given.address
+        else _deployed(runs, given.port)
+    )
+    with place as (address, model, pids):
+        texts = ours.questions(runs, RECIPE)
+        filled = 0.0
+        if pids and not filling:
+            filled = asyncio.run(fill(address, model, pids, texts, given.key, given.clients))
+        report = asyncio.run(soak(address, model, pids, texts, given.minutes, key=given.key, **settings))
     faults = report.faults()
     text = "\n".join(
         [
             *told(report), "",
-            f"`python -m benchmarks.soak --minutes {given.minutes:g}`: {given.clients} clients, {os.cpu_count()} cores of "
+            f"`python -m benchmarks.soak --minutes {given.minutes:g}`, after {filled:.0f} s that filled the cache: {given.clients} clients, {os.cpu_count()} cores of "
             f"{processor()}, {date.today()}, Python {platform.python_version()}.",
         ]
     )  # fmt: skip

@@ -169,6 +169,11 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("--json", action="store_true", help="for machines")
     trace = verb("trace", verbs.trace, "from what is serving, or any published file, back to the data", place)
     trace.add_argument("what", help="a server's address, a recipe, an artifact's path or identity, or a file")
+    trace.add_argument(
+        "--certificate",
+        metavar="FILE",
+        help="the certificate of a server that speaks TLS, where no authority signed it",
+    )
     trace.add_argument("--json", action="store_true", help="for machines")
     verb("report", verbs.report, "one self-contained HTML file about the chain").add_argument(
         "--output", metavar="FILE", help="default: RUNS/RECIPE/report.html"

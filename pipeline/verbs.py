@@ -210,7 +210,7 @@ def trace(options: Namespace) -> int:
     from pipeline.record.trace import trace as traced
     from pipeline.record.trace import words_of
 
-    found = traced(options.what, Path(options.runs))
+    found = traced(options.what, Path(options.runs), options.certificate)
     print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else words_of(found))
     return 0
 

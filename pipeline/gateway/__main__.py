@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import logging.handlers
 import math
 import signal
 import socket
@@ -32,6 +33,7 @@ LOG = logging.getLogger("lifecycle.gateway")
 CLOSING_S = 1 + math.ceil(GRACE_S)  # for the listeners, once everything under way is finished or given up
 NOTICED_S = 0.05  # how often a drain is looked at
 USAGE = 2
+LOG_BYTES, LOGS_KEPT = 50_000_000, 3  # a busy day's requests, and what came before them
 BACKLOG = 1024  # connections that wait to be taken
 
 
@@ -133,15 +135,29 @@ async def serve(settings: Settings) -> int:
         await upstream.close()
 
 
+def log_to(file: str | None) -> None:
+    """Log into a file of bounded size, with some before it, or to standard output."""
+    handler: logging.Handler = (
+        logging.handlers.RotatingFileHandler(
+            file, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8"
+        )
+        if file
+        else logging.StreamHandler(sys.stdout)
+    )
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=[handler]
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
 def main(words: list[str]) -> int:
     """Exit status: 0 after a signal, 1 where it could not listen or failed, 2 for wrong settings."""
     if len(words) != 1:
         print(f"usage: python -m pipeline.gateway FILE.json\n\n{__doc__}", file=sys.stderr)
         return USAGE
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
         settings = load(Path(words[0]))
+        log_to(settings.log)
         if settings.tls_certificate and settings.tls_key:
             check_pair(settings.tls_certificate, settings.tls_key)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

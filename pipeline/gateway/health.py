@@ -1,7 +1,7 @@
 """Is the model alive?  Only a generation can tell: Triton stays "ready" after a model's process has died.
 
-The current version is asked for one token whenever nobody else has had one from it for a while.  A version that
-fails is asked by no client until it answers again, and what is under way on it ends with an error that says so.
+Each model of the current version is asked for one token whenever nobody else has had one from it for a while.  A model
+that fails is asked by no client until it answers again, and what is under way on it ends with an error that says so.
 A token that only does not come in time is no failure while clients wait for theirs within their limits: an engine
 may be reading a long prompt, or serve one request after another.
 """
@@ -15,7 +15,7 @@ from pipeline.gateway.errors import GatewayError
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.settings import Settings
 from pipeline.gateway.upstream import Upstream
-from pipeline.gateway.versions import Version, Versions
+from pipeline.gateway.versions import Model, Version, Versions
 
 LOG = logging.getLogger("lifecycle.gateway")
 
@@ -36,35 +36,32 @@ class Health:
 
     async def look(self, version: Version) -> None:
         """Probe each model that has given nobody a token for a while, and act on what is found."""
-        now = asyncio.get_running_loop().time()
-        for model in version.behind():
-            if not version.fault and now - version.lives.get(model, 0.0) < self.settings.probe_every_s:
+        for model in version.models.values():
+            now = asyncio.get_running_loop().time()
+            if not model.fault and now - model.lived < self.settings.probe_every_s:
                 continue
             try:
                 await self.probe(version, model)
             except GatewayError as error:
-                waits = error.outcome == "timeout" and self._busy(version, model)
+                waits = error.outcome == "timeout" and self._busy(model)
                 # Others may have had their tokens meanwhile: then it was only slow.
-                if not waits and version.lives.get(model, 0.0) <= now:
-                    self._down(version, error.message)
-                return
-        if version.fault:
-            version.fault = ""
-            LOG.info("version %s answers", version.identity[:12])
-            self._measure(version)
+                if not waits and model.lived <= now:
+                    self._down(version, model, error.message)
+            else:
+                self._up(version, model)
 
-    def _busy(self, version: Version, model: str) -> bool:
+    def _busy(self, model: Model) -> bool:
         """Whether a probe may only be waiting its turn: clients ask, and the model is not silent beyond their limits."""
         limits = self.settings.limits
-        silent = asyncio.get_running_loop().time() - version.lives.get(model, 0.0)
-        return version.under_way > 0 and silent < max(limits.first_token_s, limits.between_tokens_s)
+        silent = asyncio.get_running_loop().time() - model.lived
+        return model.under_way > 0 and silent < max(limits.first_token_s, limits.between_tokens_s)
 
     async def admit(self, version: Version) -> None:
         """Ask each model of a new version for a token.  Raises :class:`GatewayError` where one does not give it."""
-        for model in version.behind():
+        for model in version.models.values():
             await self.probe(version, model)
 
-    async def probe(self, version: Version, model: str) -> None:
+    async def probe(self, version: Version, model: Model) -> None:
         """Raises :class:`GatewayError` where a generation fails."""
         try:
             await self.upstream.probe(version, model, self.settings.probe_timeout_s)
@@ -89,9 +86,15 @@ class Health:
             for name in version.settings.models:
                 self.metrics.info.labels(version.identity, name).set(1)
 
-    def _down(self, version: Version, why: str) -> None:
-        if not version.fault:
-            LOG.error("version %s does not answer: %s", version.identity[:12], why)
-        version.fault = why
-        version.give_up(f"the model stopped answering: {why}")
+    def _down(self, version: Version, model: Model, why: str) -> None:
+        if not model.fault:
+            LOG.error("%s of version %s does not answer: %s", model.name, version.identity[:12], why)
+        model.fault = why
+        model.give_up(f"the model stopped answering: {why}")
         self._measure(version)
+
+    def _up(self, version: Version, model: Model) -> None:
+        if model.fault:
+            model.fault = ""
+            LOG.info("%s of version %s answers", model.name, version.identity[:12])
+            self._measure(version)

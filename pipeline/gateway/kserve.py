@@ -59,10 +59,10 @@ async def ready(request: Request) -> Response:
 
 @router.get("/models/{model}/ready", responses=ERRORS)
 async def model_ready(request: Request, model: str) -> Response:
-    """As for the server."""
-    service = _service(request)
-    service.versions.route(model)
-    return readiness(service)
+    """The model's own last probe passed."""
+    versions = _service(request).versions
+    versions.route(model)
+    return _said(versions.ready() or versions.ready(model))
 
 
 @router.get("/models/{model}", responses=ERRORS)
@@ -185,7 +185,10 @@ async def config(request: Request, model: str) -> dict[str, Any]:
 
 def readiness(service: Service) -> Response:
     """200, or 503 with the reason."""
-    fault = service.versions.ready()
+    return _said(service.versions.ready())
+
+
+def _said(fault: str) -> Response:
     return JSONResponse({"error": fault}, 503) if fault else Response()
 
 

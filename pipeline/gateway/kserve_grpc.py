@@ -71,7 +71,10 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ModelReady(self, request: Any, context: Any) -> Any:
         await self._caller(context)
-        ready = not self.service.versions.ready() and request.name in self.service.versions.models()
+        versions = self.service.versions
+        ready = (
+            not versions.ready() and request.name in versions.models() and not versions.ready(request.name)
+        )
         return service_pb2.ModelReadyResponse(ready=ready)
 
     async def ModelMetadata(self, request: Any, context: Any) -> Any:

@@ -16,7 +16,7 @@ from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.passage import Passage
 from pipeline.gateway.settings import Settings
 from pipeline.gateway.upstream import Upstream
-from pipeline.gateway.versions import Version, Versions
+from pipeline.gateway.versions import Model, Version, Versions
 
 T = TypeVar("T")
 LOG = logging.getLogger("lifecycle.gateway")
@@ -48,7 +48,7 @@ class Service:
                 inputs = self._checked(ask)
                 with (
                     self._version(ask, caller, inputs) as (version, model),
-                    version.leashed(caller.cut, self.settings.limits.request_s),
+                    model.leashed(caller.cut, self.settings.limits.request_s),
                 ):
                     passage.taken()
                     stream = await self.upstream.ask(version, model, inputs)
@@ -90,8 +90,8 @@ class Service:
         return inputs
 
     @contextlib.contextmanager
-    def _version(self, ask: Ask, caller: Caller, inputs: dict[str, Any]) -> Iterator[tuple[Version, str]]:
-        """The version that answers and its model's name there; ``inputs`` get what the route says.
+    def _version(self, ask: Ask, caller: Caller, inputs: dict[str, Any]) -> Iterator[tuple[Version, Model]]:
+        """The version that answers and its model; ``inputs`` get what the route says.
 
         A ``request_id`` is its caller's own: nobody ends the requests of another.  A cancellation goes to the version that
         what it ends is running on.
@@ -104,7 +104,7 @@ class Service:
             raise invalid(f"no request with the request_id {name!r} is running", "request_id")
         if running is not None and not ends:
             raise invalid(f"a request with the request_id {name!r} is running", "request_id")
-        version, route = self.versions.take(ask.model, running)
+        version, model, route = self.versions.take(ask.model, running)
         try:
             if route["lora"]:
                 inputs["lora"] = route["lora"]
@@ -112,11 +112,11 @@ class Service:
                 inputs["request_id"] = hashlib.sha256(repr(key).encode()).hexdigest()
                 if not ends:
                     self._named[key] = version
-            yield version, route["model"]
+            yield version, model
         finally:
             if name and not ends:
                 del self._named[key]
-            self.versions.release(version)
+            self.versions.release(version, model)
 
 
 async def whole(events: AsyncGenerator[Event, None]) -> Event:

@@ -66,6 +66,7 @@ class Settings:
     tls_key: str | None = None
     probe_every_s: float = 2.0  # a version that nobody asks is asked for a token so often
     probe_timeout_s: float = 10.0
+    log: str | None = None  # a file that is begun anew when it is full (None: standard output)
     log_requests: bool = (
         True  # protocol, model, caller, outcome, times and token counts; never prompts or answers
     )

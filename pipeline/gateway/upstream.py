@@ -18,7 +18,7 @@ import aiohttp
 from pipeline.gateway.asks import Event
 from pipeline.gateway.errors import GatewayError, failed, invalid, timed_out, too_large, unavailable
 from pipeline.gateway.settings import LARGEST_BODY, Limits
-from pipeline.gateway.versions import Version
+from pipeline.gateway.versions import Model, Version
 
 LONGEST_ERROR = 65_536
 METRICS_S = 5.0
@@ -39,13 +39,13 @@ class Upstream:
             cookie_jar=aiohttp.DummyCookieJar(),
         )
 
-    async def ask(self, version: Version, model: str, inputs: dict[str, Any]) -> Stream:
+    async def ask(self, version: Version, model: Model, inputs: dict[str, Any]) -> Stream:
         """Send a request; returns once the model has taken it.  Raises :class:`GatewayError`."""
-        stream = Stream(self.limits, version, model)
+        stream = Stream(self.limits, model)
         body = json.dumps({**inputs, "stream": True}, ensure_ascii=False).encode("utf-8")
         if len(body) > LARGEST_BODY:
             raise too_large(LARGEST_BODY)
-        url = f"http://{version.settings.address}/v2/models/{quote(model, safe='')}/generate_stream"
+        url = f"http://{version.settings.address}/v2/models/{quote(model.name, safe='')}/generate_stream"
         await stream.open(self._session, url, body)
         return stream
 
@@ -60,7 +60,7 @@ class Upstream:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise unavailable(f"Triton's metrics cannot be read: {error}") from None
 
-    async def probe(self, version: Version, model: str, timeout_s: float) -> None:
+    async def probe(self, version: Version, model: Model, timeout_s: float) -> None:
         """A real generation of one token.  Raises :class:`GatewayError` with what is wrong."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -83,12 +83,11 @@ class Upstream:
 class Stream:
     """One answer as it comes: :meth:`more` until ``finished``, then :meth:`close`, whatever happens."""
 
-    def __init__(self, limits: Limits, version: Version, model: str) -> None:
-        self.limits = limits
-        self.version, self.model = version, model
+    def __init__(self, limits: Limits, model: Model) -> None:
+        self.limits, self.model = limits, model
         self.finished = False
         self.tokens = 0
-        self._endings = version.endings
+        self._endings = model.endings
         self._rest = b""
         self._broken: GatewayError | None = None  # said after the events that came with it
         self._response: aiohttp.ClientResponse | None = None
@@ -117,7 +116,7 @@ class Stream:
             *lines, self._rest = (self._rest + data).split(b"\n")
             events = self._events(lines)
             if self.tokens:
-                self.version.lives[self.model] = asyncio.get_running_loop().time()
+                self.model.lived = asyncio.get_running_loop().time()
             if events:
                 return events
 
@@ -171,19 +170,19 @@ class Stream:
         )
 
     def _given_up(self) -> bool:
-        return self.version.endings != self._endings
+        return self.model.endings != self._endings
 
     async def _waited(self, coming: Any, seconds: float) -> Any:
-        """Wait for Triton, no longer than allowed, and no longer than the version is there."""
+        """Wait for Triton, no longer than allowed, and no longer than the model is there."""
         now = asyncio.get_running_loop().time()
         limit = asyncio.timeout_at(now if self._given_up() else min(now + seconds, self._ends))
-        self.version.limits.add(limit)
+        self.model.limits.add(limit)
         try:
             async with limit:
                 return await coming
         except TimeoutError:
             if self._given_up():
-                raise failed(self.version.ended, status=502) from None
+                raise failed(self.model.ended, status=502) from None
             if asyncio.get_running_loop().time() >= self._ends:
                 raise timed_out(f"the answer was not whole within {self.limits.request_s:g} s") from None
             what = "next" if self.tokens else "first"
@@ -191,7 +190,7 @@ class Stream:
         except (aiohttp.ClientError, OSError) as error:
             raise failed(f"the model's server broke off: {error}", status=502) from None
         finally:
-            self.version.limits.discard(limit)
+            self.model.limits.discard(limit)
 
 
 def _refusal(status: int, body: bytes) -> GatewayError:

@@ -36,30 +36,22 @@ class Leash:
 
 
 @dataclass(eq=False)
-class Version:
-    """One Triton, and what is under way there.
+class Model:
+    """One of Triton's models, and what is under way on it.
 
     ``limits`` holds the running time limit of each request that waits for Triton: bringing one
     forward wakes the request.  ``leashes`` are those of all requests, those whose client is being sent
-    something among them.  ``fault`` says in words why the version cannot be asked.
+    something among them.  ``fault`` says in words why the model cannot be asked.
     """
 
-    settings: VersionSettings
+    name: str
     fault: str = ""
-    lives: dict[str, float] = field(default_factory=dict)  # Triton's model to the loop time of its last token
+    lived: float = 0.0  # loop time of its last token
     under_way: int = 0
     ended: str = ""  # why requests were given up
     endings: int = 0  # how often: those that came after the last are not meant
     limits: set[asyncio.Timeout] = field(default_factory=set)
     leashes: set[Leash] = field(default_factory=set)
-
-    @property
-    def identity(self) -> str:
-        return self.settings.identity
-
-    def behind(self) -> list[str]:
-        """Triton's names of the models behind the names for clients."""
-        return sorted({route["model"] for route in self.settings.models.values()})
 
     def give_up(self, why: str) -> None:
         """End what is under way here with an error that says why."""
@@ -83,6 +75,40 @@ class Version:
             leash.drop()
             self.leashes.discard(leash)
 
+
+class Version:
+    """One Triton, with its models: those behind the names that clients use."""
+
+    def __init__(self, settings: VersionSettings, fault: str = "") -> None:
+        self.settings = settings
+        names = sorted({route["model"] for route in settings.models.values()})
+        self.models = {name: Model(name, fault) for name in names}
+
+    @property
+    def identity(self) -> str:
+        return self.settings.identity
+
+    @property
+    def under_way(self) -> int:
+        """Requests that have been taken and are not over."""
+        return sum(model.under_way for model in self.models.values())
+
+    @property
+    def fault(self) -> str:
+        """What is wrong, and with which of several models; empty where all answer."""
+        faults = {name: model.fault for name, model in self.models.items() if model.fault}
+        several = len(self.models) > 1
+        return "; ".join(f"{name}: {fault}" if several else fault for name, fault in faults.items())
+
+    def answers(self) -> bool:
+        """Whether there is a model that can be asked."""
+        return any(not model.fault for model in self.models.values())
+
+    def give_up(self, why: str) -> None:
+        """End what is under way on all models."""
+        for model in self.models.values():
+            model.give_up(why)
+
     def state(self) -> dict[str, Any]:
         """For the control socket."""
         return {
@@ -90,6 +116,7 @@ class Version:
             "address": self.settings.address,
             "under_way": self.under_way,
             "fault": self.fault,
+            "answers": self.answers(),
         }
 
 
@@ -112,45 +139,51 @@ class Versions:
         """What OpenAI's ``system_fingerprint`` is here: it changes with the model that answers."""
         return f"lifecycle-{self.current.identity[:12]}" if self.current else "lifecycle"
 
-    def ready(self) -> str:
-        """Empty where requests are answered, else why they are not."""
+    def ready(self, model: str | None = None) -> str:
+        """Empty where requests are answered, by the model of this name or by any; else why they are not."""
         if self.closing:
             return "the gateway is shutting down"
         if self.current is None:
             return "no model is deployed yet"
-        return f"the model does not answer: {self.current.fault}" if self.current.fault else ""
+        if model is None:
+            fault = "" if self.current.answers() else self.current.fault
+        else:
+            fault = self.current.models[self.route(model)["model"]].fault
+        return f"the model does not answer: {fault}" if fault else ""
 
-    def take(self, model: str, version: Version | None = None) -> tuple[Version, dict[str, str]]:
-        """The version to ask and its route for a model's name, counted as under way: :meth:`release` it.
+    def take(self, name: str, version: Version | None = None) -> tuple[Version, Model, dict[str, str]]:
+        """The version and model to ask and the route for a model's name, counted as under way: :meth:`release` it.
 
-        The current one, or ``version``.  Raises :class:`GatewayError`: 404 for an unknown name, 503 while nobody
-        answers.
+        Of the current version, or of ``version``, which has it.  Raises :class:`GatewayError`: 404 for an unknown name, 503 while
+        nobody answers.
         """
-        fault = self.ready()
-        if fault and version is None:
-            raise unavailable(fault)
-        route = self.route(model)
+        if version is None:
+            fault = self.ready() or self.ready(name)
+            if fault:
+                raise unavailable(fault)
+        route = self.route(name, version)
         taken = version or self.current
         assert taken is not None
-        taken.under_way += 1
-        return taken, route
+        model = taken.models[route["model"]]
+        model.under_way += 1
+        return taken, model, route
 
-    def route(self, model: str) -> dict[str, str]:
-        """Where a name leads.  Raises :class:`GatewayError` (404) for a name that is not served."""
-        known = self.models()
-        if model not in known:
+    def route(self, name: str, version: Version | None = None) -> dict[str, str]:
+        """Where a name leads, now or in ``version``.  Raises :class:`GatewayError` (404) for one that is not served."""
+        known = version.settings.models if version else self.models()
+        if name not in known:
             raise GatewayError(
                 404,
-                f"the model {model!r} does not exist; there is {', '.join(sorted(known)) or 'none'}",
+                f"the model {name!r} does not exist; there is {', '.join(sorted(known)) or 'none'}",
                 code="model_not_found",
                 param="model",
                 reason="not_found",
             )
-        return known[model]
+        return known[name]
 
-    def release(self, version: Version) -> None:
-        """A request of this version is over."""
-        version.under_way -= 1
+    def release(self, version: Version, model: Model) -> None:
+        """A request of this version's model is over."""
+        model.under_way -= 1
         if version in self.leaving and not version.under_way:
             self.leaving.remove(version)
 

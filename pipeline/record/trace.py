@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -28,15 +29,16 @@ SHOWN_FILES = 6  # of a step
 ADDRESS = re.compile(r"(?:https?://)?[\w.\-\[\]]+:\d+/?")
 
 
-def trace(words: str, runs: Path) -> dict[str, Any]:
+def trace(words: str, runs: Path, certificate: str | None = None) -> dict[str, Any]:
     """The record behind an address, a recipe, an artifact or a published file, as plain values.
 
+    ``certificate`` is the file of a server's own, where it speaks TLS and no authority has signed it.
     ``steps`` go from what was asked for back to the data.  Raises :class:`UserError` when
     nothing under ``runs`` made it.
     """
     start: dict[str, Any] = {"asked": words}
     if ADDRESS.fullmatch(words) and not Path(words).exists():
-        start["served"] = served_models(words)
+        start["served"] = served_models(words, certificate)
         found = _from_server(words, start["served"], runs)
     elif Path(words).is_file() and not _published(words, runs):
         found = _from_copy(Path(words), runs, start)
@@ -46,13 +48,15 @@ def trace(words: str, runs: Path) -> dict[str, Any]:
     return {**start, "steps": [_step(each) for each in reversed(found.artifacts)], "gone": found.gone}
 
 
-def served_models(address: str) -> list[dict[str, str]]:
+def served_models(address: str, certificate: str | None = None) -> list[dict[str, str]]:
     """What a Triton server says it serves: model names and the identities of their exports."""
-    base = address.rstrip("/") if "://" in address else f"http://{address.rstrip('/')}"
+    scheme = "https" if certificate else "http"
+    base = address.rstrip("/") if "://" in address else f"{scheme}://{address.rstrip('/')}"
     try:
-        name = str(_ask(f"{base}/v2").get("name", ""))
-        models = [entry["name"] for entry in _ask(f"{base}/v2/repository/index", {})]
-        configs = {model: _ask(f"{base}/v2/models/{model}/config") for model in models}
+        tls = client.trusting(certificate, base.partition("://")[2]) if certificate else None
+        name = str(_ask(f"{base}/v2", tls).get("name", ""))
+        models = [entry["name"] for entry in _ask(f"{base}/v2/repository/index", tls, {})]
+        configs = {model: _ask(f"{base}/v2/models/{model}/config", tls) for model in models}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"no Triton server answers at {address}: {error}") from None
     found = []
@@ -195,11 +199,11 @@ def _live_server(found: History, runs: Path) -> dict[str, Any]:
     return {"address": record.gateway.address} if record.identity in identities else {}
 
 
-def _ask(url: str, body: dict[str, Any] | None = None) -> Any:
+def _ask(url: str, tls: ssl.SSLContext | None, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode("utf-8")
     request = urllib.request.Request(url, data=data, headers=client.headers())
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=tls) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
         raise ValueError(f"{url} says {error.code}") from None

@@ -83,11 +83,7 @@ def events(
     if certificate is None:
         connection = http.client.HTTPConnection(address, timeout=timeout)
     else:
-        # The server's own certificate is what is trusted, whoever signed it and whatever name it is for: it is asked on
-        # loopback by those who deployed it.
-        trusted = ssl.create_default_context(cafile=certificate)
-        trusted.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        trusted.check_hostname = not is_loopback(address.rpartition(":")[0])
+        trusted = trusting(certificate, address)
         connection = http.client.HTTPSConnection(address, timeout=timeout, context=trusted)
     try:
         connection.request(
@@ -114,6 +110,18 @@ def events(
         raise ServingError(f"the server at {address} cannot be reached or broke off: {error}") from None
     finally:
         connection.close()
+
+
+def trusting(certificate: str, address: str) -> ssl.SSLContext:
+    """For TLS with the server at ``address`` (host:port) that shows this certificate, or one that it has signed.
+
+    The server's own certificate is what is trusted, whoever signed it and, on loopback, whatever name it is for: those who
+    deployed it ask it there.  Raises ``OSError`` for a file that cannot be read or is no certificate.
+    """
+    trusted = ssl.create_default_context(cafile=certificate)
+    trusted.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    trusted.check_hostname = not is_loopback(address.rpartition(":")[0])
+    return trusted
 
 
 def headers() -> dict[str, str]:

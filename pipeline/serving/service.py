@@ -164,7 +164,7 @@ def changed(gateway: Gateway, deploy: schema.Deploy) -> list[str]:
     wanted = dataclasses.asdict(settings_of(deploy))
     return sorted(
         f"deploy.{name}"
-        for name in {*found, *wanted} - {"control", "version"}
+        for name in {*found, *wanted} - {"control", "log", "version"}
         if found.get(name) != wanted.get(name)
     )
 

@@ -18,6 +18,8 @@ import pytest
 import requests
 import tritonclient.grpc as triton
 
+from pipeline.errors import UserError
+from pipeline.record import trace
 from pipeline.serving import service
 from pipeline.toolchains import ROOT
 from tests.gateway.asking import LONG, QUESTION, Start, bearer, infer_input, waiting
@@ -203,6 +205,13 @@ def test_tls_over_http_and_grpc(start: Start, tmp_path: Path) -> None:
         check=True, capture_output=True,
     )  # fmt: skip
     gateway = start(tls_certificate=str(certificate), tls_key=str(key))
+    served = trace.served_models(gateway.url, str(certificate))
+    assert [each["model"] for each in served] == ["assistant"]
+    assert served == trace.served_models(gateway.url.removeprefix("https://"), str(certificate))
+    with pytest.raises(UserError, match="no Triton server answers"):
+        trace.served_models(gateway.url)
+    with pytest.raises(UserError, match="No such file"):
+        trace.served_models(gateway.url, str(tmp_path / "none.pem"))
     assert gateway.generate(text_input=QUESTION, max_tokens=4).status_code == 200
     with pytest.raises(requests.exceptions.SSLError):
         requests.get(f"{gateway.url}/ready", timeout=10)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +17,17 @@ from aiohttp import web
 from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
+from pipeline.gateway import __main__ as program
 from pipeline.gateway.connections import Connection
-from pipeline.gateway.errors import GatewayError
+from pipeline.gateway.errors import GatewayError, failed
+from pipeline.gateway.health import Health
 from pipeline.gateway.kserve_grpc import Servicer
-from pipeline.gateway.settings import Limits, VersionSettings
+from pipeline.gateway.metrics import Metrics
+from pipeline.gateway.settings import Limits, Settings, VersionSettings
 from pipeline.gateway.upstream import Upstream
-from pipeline.gateway.versions import Version
+from pipeline.gateway.versions import Model, Version, Versions
 
+MODELS = {name: {"model": name, "lora": ""} for name in ("assistant", "polite")}
 PART = (
     b'data: {"text_output": "a", "finish_reason": "%b", "prompt_tokens": 1, "completion_tokens": 1, '
     b'"logprobs_output": ""}\n\n'
@@ -48,8 +54,8 @@ async def told(answered: Answered) -> tuple[list[str], str]:
     upstream = Upstream(Limits())
     texts, error = [], ""
     try:
-        version = Version(VersionSettings("x", f"127.0.0.1:{port}", "", {}))
-        stream = await upstream.ask(version, "assistant", {})
+        version = Version(VersionSettings("x", f"127.0.0.1:{port}", "", MODELS))
+        stream = await upstream.ask(version, version.models["assistant"], {})
         try:
             while not stream.finished:
                 texts += [event.text for event in await stream.more()]
@@ -91,9 +97,9 @@ def test_an_answer_that_is_whole_does_not_wait_for_the_connections_end() -> None
 
 def test_a_request_that_was_woken_can_be_given_up() -> None:
     async def twice() -> None:
-        version = Version(VersionSettings("x", "127.0.0.1:1", "", {}))
+        version = Version(VersionSettings("x", "127.0.0.1:1", "", MODELS))
         async with asyncio.timeout(60) as limit:
-            version.limits.add(limit)
+            version.models["assistant"].limits.add(limit)
             limit.reschedule(asyncio.get_running_loop().time())
             # In the turn of the loop in which the limit falls due, and after it.
             asyncio.get_running_loop().call_soon(version.give_up, "again")
@@ -166,3 +172,60 @@ def test_connections_are_bounded_and_do_not_wait_for_ever() -> None:
         server.close()
 
     asyncio.run(asyncio.wait_for(spoken(), 10))
+
+
+def test_a_dead_model_leaves_the_others_of_its_version_alone() -> None:
+    class Asked(Upstream):
+        """Probes of ``polite`` fail while ``dead``."""
+
+        dead = True
+
+        async def probe(self, version: Version, model: Model, timeout_s: float) -> None:
+            if self.dead and model.name == "polite":
+                raise failed("the model's process has died")
+
+    async def looks() -> None:
+        upstream = Asked(Limits())
+        versions = Versions(VersionSettings("x", "127.0.0.1:1", "", MODELS))
+        health = Health(Settings(probe_every_s=0.001), versions, upstream, Metrics())
+        version = versions.current
+        assert version is not None
+        assert (
+            versions.ready()
+            == "the model does not answer: assistant: it has not answered yet; polite: it has not answered yet"
+        )
+        async with asyncio.timeout(60) as running, asyncio.timeout(60) as hanging:
+            version.models["assistant"].limits.add(running)
+            version.models["polite"].limits.add(hanging)
+            await health.look(version)
+            assert hanging.when() < asyncio.get_running_loop().time() < running.when()  # type: ignore[operator]
+            hanging.reschedule(None)
+        assert (versions.ready(), versions.ready("assistant")) == ("", "")
+        assert "died" in versions.ready("polite")
+        versions.release(*versions.take("assistant")[:2])
+        with pytest.raises(GatewayError, match="died"):
+            versions.take("polite")
+        assert (version.state()["answers"], version.under_way) == (True, 0)
+        upstream.dead = False
+        await health.look(version)
+        assert (versions.ready("polite"), version.fault) == ("", "")
+        await upstream.close()
+
+    asyncio.run(looks())
+
+
+def test_a_full_log_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(program, "LOG_BYTES", 2000)
+    program.log_to(str(tmp_path / "gateway.log"))
+    for number in range(200):
+        logging.getLogger("lifecycle.gateway").error("request %d", number)
+    files = sorted(tmp_path.iterdir())
+    assert [each.name for each in files] == [
+        "gateway.log",
+        *(f"gateway.log.{n}" for n in range(1, program.LOGS_KEPT + 1)),
+    ]
+    assert all(each.stat().st_size <= 2000 for each in files)
+    assert files[0].read_text().endswith("request 199\n")
+    root.handlers[0].close()

@@ -49,8 +49,8 @@ def start(folder: Path, wanted: own.Settings) -> service.Gateway:
     toolchain = Toolchain("gateway")
     # A path of a socket may have a hundred characters, and a folder of runs has more sometimes.
     socket = str(Path(tempfile.mkdtemp(prefix="lifecycle-")) / "control.sock")
-    wanted = dataclasses.replace(wanted, control=socket)
     file, log = folder / "gateway.json", folder / "gateway.log"
+    wanted = dataclasses.replace(wanted, control=socket, log=str(log))
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(dataclasses.asdict(wanted), indent=2) + "\n", encoding="utf-8")
     process = begin(toolchain.python, service.GATEWAY, file, log)

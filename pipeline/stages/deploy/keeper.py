@@ -61,18 +61,30 @@ def mend(path: Path, found: service.Service) -> str:
     why = _fault(found)
     if not why:
         return ""
+    # Where some of several models still answer, they do so until the new server is asked.
+    serves = server.is_running(found.version) and control.state(found.gateway.control)["current"]["answers"]
     _say(f"the model does not answer ({why}); starting it anew")
-    server.stop(found.version)
+    if not serves:
+        server.stop(found.version)
     record, seconds = versions.start(
         versions.Export.read(Path(found.export)),
         service.folder_of(path) / "versions",
-        None,
+        found.version if serves else None,
         found.threads,
         found.start_timeout_s,
     )
     again = dataclasses.replace(found, version=record, restarts=found.restarts + 1)
     service.write(path, again)
-    replace.switch(found.gateway, record, found.models)
+    try:
+        replace.switch(found.gateway, record, found.models)
+    except control.ControlError:
+        if serves:
+            service.write(path, found)
+            server.stop(record)
+        raise
+    if serves:
+        drain_s = load(Path(found.gateway.settings)).limits.drain_s
+        replace.drain(found.gateway, found.version, drain_s, _say)
     return f"the model answers again, after {seconds:.1f} s for its first answer (process {record.pid})"
 
 

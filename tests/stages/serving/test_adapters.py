@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.serving import service
+from pipeline.serving import control, processes, server, service
+from pipeline.serving.server import STUB
 from tests.miniature import PROMPTS, port_settings, run_stage
 
 QUESTIONS = ["What does `socket.bind` do?", "What is `socket.AF_INET`?", "Why?"]
@@ -72,7 +76,14 @@ def served(output: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     record = service.read(path)
     assert record is not None
     yield record
-    service.stop(record)
+    last = service.read(path)
+    assert last is not None
+    service.stop(last)
+
+
+def path_of(record: service.Service) -> Path:
+    """Where the record lies: the gateway keeps its files in the folder of that name."""
+    return Path(record.gateway.settings).parent.with_suffix(".json")
 
 
 def unmerged(bundle: Path, adapter: Path) -> list[str]:
@@ -135,6 +146,30 @@ def test_each_adapter_is_a_model_of_its_own_that_answers_as_it_should(
         got = shown(answers(served, name))
         assert got == shown(unmerged(output / "bundle", adapter))
         assert got != own
+
+
+def test_a_dead_adapter_is_started_anew_and_the_base_answers_meanwhile(
+    served: service.Service, output: Path
+) -> None:
+    [stub] = [
+        each
+        for each in processes.of_session(served.version.pid)
+        if STUB in each.command[0] and any("/polite/" in word for word in each.command)
+    ]
+    own, [keeps] = answers(served, "assistant"), [answers(served, "polite")]
+    os.kill(stub.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while True:
+        # Raises where the base is refused or its answer is cut.
+        assert answers(served, "assistant") == own
+        state = control.state(served.gateway.control)
+        if state["current"]["address"] != served.version.address:
+            break
+        assert time.monotonic() < deadline
+    assert answers(served, "assistant") == own
+    assert answers(served, "polite") == keeps
+    while server.is_running(served.version):  # drained, then stopped
+        assert time.monotonic() < deadline
 
 
 def test_a_variant_is_held_to_the_merged_model(output: Path) -> None:
