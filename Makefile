@@ -45,13 +45,13 @@ VERBS  := plan status explain report verify chat stop cancel
 
 .PHONY: help run $(STAGES) $(VERBS) rollback fetch diff trace gc env clean-env test lint test-unit test-faults-short \
 	test-faults test-stages test-gateway test-launch test-deploy test-e2e test-full slurm compose debian-tools bench-controller \
-	bench-curation bench-training bench-llama-server bench-serving bench-serve soak locks
+	bench-curation bench-training bench-llama-server bench-serving bench-overhead bench-serve soak locks
 
 help:
 	@sed -n '2,12s/^# \{0,1\}//p' Makefile
 	@echo "verbs: run $(STAGES) $(VERBS) rollback fetch diff trace gc"
 	@echo "and: test test-faults test-full lint env clean-env soak"
-	@echo "     bench-controller bench-curation bench-training bench-serving bench-serve"
+	@echo "     bench-controller bench-curation bench-training bench-serving bench-overhead bench-serve"
 
 run: $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY) $(AT_SITE)
 	@$(call LIFECYCLE,run)
@@ -184,6 +184,10 @@ bench-training: $(CONTROLLER) $(CORE)
 # Serving beside Transformers' servers, and llama.cpp's where bench-llama-server has built it.
 bench-serving: $(SERVED) $(RIVALS)
 	$(VENVS)/controller/bin/python -m benchmarks.serving --write
+
+# What the gateway adds to the first token, behind larger models.
+bench-overhead: $(SERVED)
+	$(VENVS)/controller/bin/python -m benchmarks.overhead --write
 
 # llama.cpp's server, from source: a C++ compiler, and six minutes on 2 cores.
 bench-llama-server: $(CONTROLLER) $(RIVALS)

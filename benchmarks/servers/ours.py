@@ -34,13 +34,15 @@ def command(runs: Path, recipe: str, verb: str, *words: str) -> list[str]:
 
 
 @contextmanager
-def deployed(runs: Path, recipe: str, port: int) -> Iterator[Deployed]:
-    """Run the recipe's chain where needed and serve it at ``port`` and the two after it; stopped at the end.
+def deployed(runs: Path, recipe: str, port: int, settings: str = "") -> Iterator[Deployed]:
+    """Run the recipe's chain where needed, with these settings, and serve it at ``port`` and the two after it.
+
+    It is stopped at the end.
 
     Raises ``RuntimeError`` when that fails.
     """
     ports = " ".join(f"deploy.{name}={port + place}" for place, name in enumerate(PORTS))
-    _call(command(runs, recipe, "deploy", "--plain", "--set", ports))
+    _call(command(runs, recipe, "deploy", "--plain", "--set", f"{ports} {settings}"))
     try:
         yield look(runs, recipe)
     finally:

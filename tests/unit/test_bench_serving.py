@@ -14,9 +14,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from benchmarks import aiperf, load, plots, serving, soak
+from benchmarks import aiperf, load, overhead, plots, serving, soak
 from benchmarks.load import OPENAI, TRITON, Answer, Figures, Order, Question, Spread, Target
 from benchmarks.servers.contender import Contender, Round
+from pipeline import recipe
+from pipeline.toolchains import ROOT
 
 PAUSE_S = 0.03
 USER = ({"role": "user", "content": "?"},)
@@ -286,3 +288,21 @@ def test_a_plot_is_one_picture_of_its_charts() -> None:
     assert drawn.count("<svg") == 1
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.side_by_side({"none": {"a": []}}, "x")
+
+
+def test_parameters_are_counted_from_the_files_header(tmp_path: Path) -> None:
+    header = json.dumps(
+        {
+            "__metadata__": {"format": "pt"},
+            "embed": {"dtype": "F32", "shape": [800, 250], "data_offsets": [0, 800_000]},
+            "norm": {"dtype": "F32", "shape": [250], "data_offsets": [800_000, 801_000]},
+        }
+    ).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert overhead.parameters(tmp_path) == pytest.approx(0.20025)
+
+
+@pytest.mark.parametrize("size", overhead.SIZES)
+def test_the_larger_models_are_settings_of_the_recipe(size: tuple[int, int, int, int]) -> None:
+    model = recipe.load(overhead.RECIPE, ROOT, overhead.settings(size)).settings.model
+    assert (model.hidden_size, model.intermediate_size, model.layers, model.heads) == size
