@@ -1,7 +1,8 @@
 """Configurations of models: published ones in full size, and small odd ones, for tests of shapes.
 
 The settings of a published model are those of its ``config.json`` on the Hugging Face hub that bear on sizes; its count
-of parameters is what the hub shows of its safetensors, or the paper says.
+of parameters is that of its safetensors there.  Of DeepSeek-V3 (without its module for several tokens), Codestral,
+Nemotron-H and Bamba what is published has three digits (671B, 7.29B, 8.10B, 9.78B); the rest is the meta device's.
 """
 
 from __future__ import annotations

@@ -84,10 +84,6 @@ def deepseek_v3(fields: Fields) -> Shape:
         fields.size("v_head_dim", default=128),
         bias,
     )
-    if mixer.rope % 2:
-        raise fields.fault(
-            "qk_rope_head_dim", f"= {mixer.rope} is odd; rotary positions turn pairs of values"
-        )
     depth, dense = fields.depth(), fields.count("first_k_dense_replace", default=3)
     forwards: list[Part] = []
     if dense:
@@ -95,7 +91,8 @@ def deepseek_v3(fields: Fields) -> Shape:
     if dense < depth:
         count = fields.size("n_routed_experts", "num_local_experts")
         inner = fields.size("moe_intermediate_size")
-        shared = FeedForward(width, inner * fields.size("n_shared_experts", default=1))
+        together = inner * fields.count("n_shared_experts", default=1)  # held as one wider feed-forward
+        shared = FeedForward(width, together) if together else None
         experts = Experts(width, inner, count, active_experts(fields, count, 8), shared=shared)
         forwards += [experts] * (depth - dense)
     return Shape(
