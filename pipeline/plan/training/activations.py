@@ -147,7 +147,7 @@ def loss(shape: Shape, layout: Layout, work: Work, on_gpu: bool = True) -> float
     if work.kind == "reward":
         return 0.0
     positions = tokens(layout, work)
-    if work.blocked_loss:
+    if work.blocked_loss and layout.gpus == 1:
         block = min(positions, max(512, BLOCK_BYTES // (4 * shape.vocab) if on_gpu else 0))
         # The fp32 gradient of a trained head is gathered over the blocks beside the weight's own.
         gathered = 0.0 if work.adapted else 4.0 * shape.head_parameters

@@ -32,7 +32,8 @@ class Work:
     ``states`` is the convention of the bytes a parameter costs (``states.py``); ``kernels``: ``eager`` keeps what Hugging Face's
     modules keep for the backward pass, ``fused`` what Megatron's and Transformer Engine's do.  ``reference``, of a preference
     loss: ``precomputed`` log-probabilities, a frozen copy ``kept`` beside the model for validation, or one asked ``live`` in
-    every step.  ``blocked_loss``: logits are made a block of positions at a time.  ``fill``: share of the positions
+    every step.  ``blocked_loss``: where there is one
+    process, logits are made a block of positions at a time.  ``fill``: share of the positions
     that hold a token of the data, 1 where sequences are packed.
     """
 

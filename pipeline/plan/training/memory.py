@@ -140,7 +140,7 @@ def _explained(
     frozen = state(each.weight, parameters, 3)
     logits = (
         "one block of positions x vocabulary x 8 B, and the head's gradient"
-        if work.blocked_loss
+        if work.blocked_loss and layout.gpus == 1
         else f"positions x vocabulary x {activations.LOSS if work.states == 'automodel' else activations.PARALLEL_LOSS} B"
     )
     return {

@@ -32,6 +32,7 @@ class Row:
     name: str
     source: str
     use: str
+    configuration: int
     shape: Shape
     layout: Layout
     work: Work
@@ -82,6 +83,7 @@ def _row(line: dict[str, str]) -> Row:
         name,
         line["source"],
         line["use"],
+        int(line["configuration"]),
         models()[line["model"]],
         layout,
         work,
