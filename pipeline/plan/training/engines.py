@@ -72,7 +72,9 @@ def layouts(start: Layout, work: Work, depth: int, node: int, gpus: int, name: s
     single = name == "automodel" and (work.kind == "reward" or work.peft == "qlora")
     tensors = _sizes(1 if single else min(node, gpus), start.tensor)
     pipelines = _sizes(min(depth, gpus), start.pipeline) if found.pipelines else (start.pipeline,)
-    contexts = _sizes(1 if single else min(8, gpus), start.context)
+    packed = name == "automodel" and work.packing  # goes with neither context nor sequence parallelism
+    whole = packed or single or (name == "automodel" and work.kind in PREFERENCE)  # losses of whole answers
+    contexts = _sizes(1 if whole else min(8, gpus), start.context)
     shardings = dict.fromkeys((start.sharding, *found.shardings))
     recomputes = dict.fromkeys((start.recompute, *found.recomputes))
     micros = dict.fromkeys((start.micro_batch, *(size for size in (4, 2, 1) if size < start.micro_batch)))
