@@ -21,7 +21,7 @@ from pipeline.errors import GateClosed, UserError
 from pipeline.launch.handover import TOOLCHAIN, hand_over
 from pipeline.launch.orders import ENDS, JOBS, PINNED, Job, Order, StepOrder, read_jobs, submissions
 from pipeline.launch.status import at_work
-from pipeline.plan.site import ask_for_gpus
+from pipeline.plan.place import ask_for_gpus
 from pipeline.plan.site import check as check_site
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner import inputs, tracked

@@ -16,7 +16,6 @@ from typing import Any
 
 from pipeline import graph
 from pipeline.errors import GateClosed, UserError
-from pipeline.plan import site
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner import base, gate, inputs, tracked
 from pipeline.runner.attempt import can_go_on
@@ -25,7 +24,7 @@ from pipeline.runner.display import Display
 from pipeline.runner.identity import SHORT, differences, digest_of, parts_of
 from pipeline.runner.lease import attempt, lease, live_holder
 from pipeline.runner.liveness import deployment_fault
-from pipeline.runner.provenance import changes_since, source_digest
+from pipeline.runner.provenance import changes_since, machine, source_digest
 from pipeline.runner.store import Artifact, Store, damage
 from pipeline.runner.work import SERVER, Order, run_step
 from pipeline.toolchains import Toolchain
@@ -66,6 +65,7 @@ class Chain:
     wait: bool = False
     store: Store = field(init=False)
     memory: DigestMemory = field(init=False)
+    planned: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the run: what was planned, by stage
 
     def __post_init__(self) -> None:
         recipe = self.loaded.settings
@@ -202,13 +202,34 @@ class Chain:
 
     # -- running -----------------------------------------------------------------------
 
-    def _to_train(self, target: str | None, names: list[str] | None) -> list[str]:
-        """The steps up to ``target`` that would run; all, where an input that is missing keeps one from knowing."""
+    def _afford(self, target: str | None, names: list[str] | None) -> dict[str, dict[str, Any]]:
+        """Refuse what this machine has not the means for; returns what was planned for each step that is to train.
+
+        Of all steps up to ``target``, where an input that is missing keeps one from knowing which would run.
+        """
         try:
-            todo = [each.step.name for each in self.plan(target) if each.state in ("run", "resume")]
+            planned = self.plan(target)
         except (UserError, OSError):  # told by the check of the inputs
-            todo = [step.name for step in self.steps]
-        return [name for name in todo if names is None or name in names]
+            planned = [Planned(step, "run", "") for step in self.steps]
+        todo = [each for each in planned if each.state in ("run", "resume")]
+        wanted = [each.step.name for each in todo if names is None or each.step.name in names]
+        if not {*graph.TRAINING, *graph.READING}.intersection(wanted):
+            return {}
+        from pipeline.plan import site  # a run that does nothing starts at once
+
+        return site.check(self.loaded, wanted, **self.known(planned))
+
+    def known(self, planned: list[Planned]) -> dict[str, Any]:
+        """What a plan of needs can use of this chain: token counts of earlier runs, and calibrations."""
+        from pipeline.plan import calibrate
+
+        latest = {each.step.name: self.store.latest(each.step.name) for each in planned}
+        return {
+            "manifests": {name: artifact.manifest for name, artifact in latest.items() if artifact},
+            "measured": calibrate.read(self.store.root),
+            "identities": {each.step.name: each.identity for each in planned if each.identity},
+            "machine": calibrate.machine_words(machine()),
+        }
 
     def run(self, display: Display, target: str | None = None, only: bool = False) -> list[Planned]:
         """Bring every step up to ``target`` up to date; returns what each one is now.
@@ -221,7 +242,7 @@ class Chain:
         for name in sorted({step.stage.toolchain for step in (steps[-1:] if only else steps)}):
             Toolchain(name).require()
         tracked.require(self.loaded.settings.tracking)
-        site.check(self.loaded, self._to_train(target, [steps[-1].name] if only else None))
+        self.planned = self._afford(target, [steps[-1].name] if only else None)
         inputs.check_inputs(self.loaded)
         finished: dict[str, Planned] = {}
         try:
@@ -289,6 +310,7 @@ class Chain:
                 store=self.store,
                 read=lambda: self.inputs(step),
                 strict=self.strict,
+                planned=self.planned.get(step.name),
             )
             artifact, headline = run_step(order, held, display)
         return Planned(step, "ran", headline, planned.parts, artifact.identity, artifact)

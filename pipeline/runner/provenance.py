@@ -22,6 +22,16 @@ IMPORT = re.compile(
 )
 
 
+def machine() -> dict[str, Any]:
+    """The machine that this runs on."""
+    return {
+        "host": socket.gethostname(),
+        "cores": os.cpu_count(),
+        "processor": processor(),
+        "system": platform.platform(),
+    }
+
+
 def provenance(stage: Stage, toolchain: Toolchain) -> dict[str, Any]:
     """Versions and digests of what runs a step, and the machine it runs on."""
     return {
@@ -32,12 +42,7 @@ def provenance(stage: Stage, toolchain: Toolchain) -> dict[str, Any]:
             "lock_digest": toolchain.lock_digest(),
             "python": toolchain.python_version(),
         },
-        "machine": {
-            "host": socket.gethostname(),
-            "cores": os.cpu_count(),
-            "processor": processor(),
-            "system": platform.platform(),
-        },
+        "machine": machine(),
     }
 
 

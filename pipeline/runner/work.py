@@ -36,7 +36,7 @@ class Order:
 
     ``why`` is shown; ``artifacts`` are the parents', by stage; ``read`` gives what the
     step reads from outside, as it is now; under ``strict`` work that other code left is
-    not gone on from.
+    not gone on from.  ``planned`` is what it was expected to need (:mod:`pipeline.plan.needs`).
     """
 
     step: graph.Step
@@ -48,6 +48,7 @@ class Order:
     store: Store
     read: Callable[[], dict[str, Input]]
     strict: bool = False
+    planned: dict[str, Any] | None = None
 
 
 def run_step(order: Order, held: Lease, display: Display) -> tuple[Artifact, str]:
@@ -68,7 +69,7 @@ def run_step(order: Order, held: Lease, display: Display) -> tuple[Artifact, str
     display.start(step.name, order.why)
     started = time.time()
     try:
-        job, unheard = _job(order, identity, held, toolchain), list[str]()
+        job, unheard = job_of(order, identity, held, toolchain), list[str]()
         try:
             with tracked(job, order.loaded.settings.tracking, store.tracking_folder(), unheard.append):
                 outcome = execute(job, toolchain, display, held, site.grace_s)
@@ -93,6 +94,7 @@ def run_step(order: Order, held: Lease, display: Display) -> tuple[Artifact, str
             "made_by": made_by,
             "attempts": read_attempts(held.folder),
             **({"gate": order.verdict.record()} if order.verdict else {}),
+            **({"plan": order.planned} if order.planned else {}),
         }
         artifact = store.publish(held, step.name, identity, record)
     except BaseException:
@@ -116,7 +118,8 @@ def _check_parents(order: Order) -> None:
             )
 
 
-def _job(order: Order, identity: str, held: Lease, toolchain: Toolchain) -> dict[str, Any]:
+def job_of(order: Order, identity: str, held: Lease, toolchain: Toolchain) -> dict[str, Any]:
+    """What the step's process is told: settings, paths, threads."""
     step, recipe = order.step, order.loaded.settings
     sections = dict.fromkeys(section.split(".")[0] for section in step.stage.sections)
     settings = {section: asdict(getattr(recipe, section)) for section in (*sections, "launch")}

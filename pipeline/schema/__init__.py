@@ -47,7 +47,7 @@ from pipeline.schema.delivery import (
     Gate,
     Serving,
 )
-from pipeline.schema.site import KINDS, Kubernetes, Site, Slurm, for_stage
+from pipeline.schema.site import KINDS, Kubernetes, Plan, Site, Slurm, for_stage
 from pipeline.schema.tracking import Tracking
 from pipeline.schema.training import (
     Align,
@@ -86,6 +86,7 @@ __all__ = [
     "Nemo",
     "Optimisation",
     "Parallel",
+    "Plan",
     "Pretrain",
     "Prompts",
     "Recipe",
@@ -136,5 +137,6 @@ class Recipe:
     export: Export = field(default_factory=Export)
     deploy: Deploy = field(default_factory=Deploy)
     launch: Launch = field(default_factory=Launch)
+    plan: Plan = field(default_factory=Plan)
     tracking: Tracking = field(default_factory=Tracking)
     site: Site = field(default_factory=Site)

@@ -95,11 +95,26 @@ def for_stage(section: Section, stage: str) -> Section:
 
 
 @dataclass
+class Plan:
+    """What the plan of a run rests on (:mod:`pipeline.plan`). Never bears identity."""
+
+    override_reason: str | None = place(
+        None, "run a step although the plan says that it does not fit; the reason is recorded in its manifest"
+    )
+    example_tokens: int = place(
+        0, "mean tokens of an example, for plans made before curation has run (0: the whole context)", ge=0
+    )
+
+
+@dataclass
 class Site:
     """Where a recipe runs. Never bears identity."""
 
     name: str = place("local", "the site's name")
     kind: str = place("local", "this machine, or whose jobs the steps are", choices=KINDS)
+    gpu: str | None = place(
+        None, "kind of its GPUs (configs/gpus.yaml), for plans; null: found on this machine, else launch.gpu"
+    )
     threads: int = place(0, "threads of a training or evaluation process (0: one per core)", ge=0)
     min_free_gb: float = place(2.0, "free disk that must be there before anything starts", ge=0)
     lease_s: float = place(

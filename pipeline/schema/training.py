@@ -32,6 +32,9 @@ class Launch:
         0, "GPUs of a machine that the recipe was made for (0: none needed)", ge=0, identity=False
     )
     gpu_memory_gb: int = setting(0, "memory of each of them, in GB", ge=0, identity=False)
+    gpu: str | None = setting(
+        None, "their kind (configs/gpus.yaml), for plans of time and money", identity=False
+    )
     nodes: int = setting(
         1, "machines of a training step; more than one need SITE=slurm", ge=1, identity=False
     )

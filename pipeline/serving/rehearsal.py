@@ -21,8 +21,10 @@ from typing import Any
 import yaml
 
 from pipeline import schema
-from pipeline.plan.memory import GB, parameters, reading
-from pipeline.plan.site import shape
+from pipeline.plan.place import GB
+from pipeline.plan.reading import reading
+from pipeline.plan.shapes import of_recipe
+from pipeline.plan.shapes.shape import Shape
 from pipeline.runner.base import folder as base_folder
 from pipeline.serving import repository, targets
 from pipeline.serving.engines import TENSORRT_LLM, VLLM
@@ -180,19 +182,16 @@ def _refused_configs(folder: Path) -> list[str] | None:
 # -- what there is not ---------------------------------------------------------------------------
 
 
-def weight_bytes(model: schema.Model, weights: str) -> float:
-    """Bytes of the model in a precision; an estimate from its shape."""
-    width, head = model.hidden_size, model.hidden_size // model.heads
-    matrices = model.layers * (
-        2 * width * width + 2 * width * model.kv_heads * head + 3 * width * model.intermediate_size
-    )
+def weight_bytes(shape: Shape, weights: str) -> float:
+    """Bytes of a model in a precision; an estimate from its shape."""
+    matrices = sum(inner * outer * copies for _, inner, outer, copies in shape.linear_sides())
     inside, elsewhere = BYTES[weights]
-    return matrices * inside + (parameters(model) - matrices) * elsewhere
+    return matrices * inside + (shape.parameters - matrices) * elsewhere
 
 
 def added(settings: schema.Recipe) -> list[Added]:
     """What the export writes besides the text files, in the order in which it does."""
-    export, model = settings.export, shape(settings.model)
+    export, model = settings.export, of_recipe(settings.model)
     served, place = weight_bytes(model, export.weights), repository.checkpoint_place(export)
     bundle = weight_bytes(model, "fp32")
     found = [Added("bundle/", "Hugging Face folder in fp32 with tokenizer and model card", bundle)]
@@ -223,7 +222,7 @@ def added(settings: schema.Recipe) -> list[Added]:
 
 def words_of(done: Rehearsal, settings: schema.Recipe) -> str:
     """The rehearsal for a person."""
-    export, model = settings.export, shape(settings.model)
+    export, model = settings.export, of_recipe(settings.model)
     serving = export.serving
     lines = [
         f"repository for {export.target} ({export.weights}): {len(done.written)} text files in {done.folder}"

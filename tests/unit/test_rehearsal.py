@@ -12,7 +12,7 @@ from pipeline import recipe, schema
 from pipeline.cli import main
 from pipeline.launch import submit
 from pipeline.launch.orders import write_jobs
-from pipeline.plan.memory import parameters
+from pipeline.plan.shapes import of_recipe
 from pipeline.serving import rehearsal
 from pipeline.serving.targets import PRECISIONS, TARGETS
 from pipeline.toolchains import ROOT
@@ -49,7 +49,7 @@ def test_a_large_recipe_serves_as_published_and_its_repository_is_sound(
     assert arguments["cuda_graph_config"] == {"enable_padding": True, "max_batch_size": 1024}
     assert arguments["max_seq_len"] == 2048
     # A model of this size fits the 80 GB of the GPUs that it names, and leaves room for the cache.
-    assert rehearsal.weight_bytes(settings.model, weights) / tensor < 0.75 * 80e9
+    assert rehearsal.weight_bytes(of_recipe(settings.model), weights) / tensor < 0.75 * 80e9
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
@@ -81,8 +81,8 @@ def test_what_an_engine_refuses_is_a_fault(tmp_path: Path) -> None:
 
 def test_sizes_are_estimated_for_every_precision() -> None:
     assert set(rehearsal.BYTES) == set(PRECISIONS)
-    model = load("llama-8b").model
-    assert rehearsal.weight_bytes(model, "fp32") == 4 * parameters(model)
+    model = of_recipe(load("llama-8b").model)
+    assert rehearsal.weight_bytes(model, "fp32") == 4 * model.parameters
     # 6.98 of 8.03 billion parameters are in the layers' matrices.
     assert rehearsal.weight_bytes(model, "fp8") == pytest.approx(6.98e9 + 2 * 1.05e9, rel=1e-3)
 

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from pipeline.engines.automodel.adapters import start_alike
+from pipeline.engines.automodel.calibration import Calibration
 from pipeline.engines.automodel.examples import IGNORED
 from pipeline.engines.automodel.linear_loss import linear_cross_entropy
 from pipeline.schema import Optimisation
@@ -50,6 +51,7 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         self._seen: dict[str, Any] = {"tokens": 0, "last_loss": None}
         self._began = time.monotonic()
         self._sealed: Path | None = None
+        self._calibration = Calibration.of(step)
 
     @property
     def compute_device(self) -> Any:
@@ -238,6 +240,9 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
 
     def log_train_metrics(self, log_data: Any) -> None:
         """Pass an optimiser step's figures to the step's events."""
+        if self._calibration is not None:
+            tokens = log_data.metrics["num_tokens_per_step"]
+            self._calibration.look(tokens, self.dist_env.is_main, self._whole_run)
         if not self.dist_env.is_main:
             return
         self.metric_logger_train.log(log_data)
@@ -250,6 +255,16 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         if done % METRIC_EVERY == 0 or done == self.step_scheduler.max_steps:
             figures = {"loss": metrics["loss"], "lr": metrics["lr"], "grad_norm": float(metrics["grad_norm"])}
             self._reporter.metric(done, **figures, **self.extra_metrics(metrics))
+
+    def _whole_run(self) -> dict[str, Any]:
+        """For a calibration: one look at the validation loss, and what the whole run will read."""
+        self._run_validation_epoch(next(iter(self.val_dataloaders.values())))
+        tokens, _ = self.dataloader.dataset.token_counts()
+        return {
+            "max_steps": int(self.step_scheduler.max_steps),
+            "run_tokens": tokens,
+            "processes": self.dist_env.world_size,
+        }
 
     def extra_metrics(self, metrics: dict[str, Any]) -> dict[str, float]:
         """Further figures of an optimiser step that are worth reporting."""

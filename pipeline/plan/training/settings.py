@@ -41,7 +41,7 @@ def read(section: str, settings: Optimisation, length: int, gpus: int) -> tuple[
         reference=_reference(settings, peft),
         packing=settings.packing,
         # Next-token training in one process makes its logits in blocks (engines/automodel/linear_loss.py).
-        blocked_loss=kind in ("pretrain", "sft"),
+        blocked_loss=kind in ("pretrain", "sft") and gpus == 1,
     )
     if engine_of(settings) == "nemo":
         return _nemo(settings, work)

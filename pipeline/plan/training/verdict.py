@@ -44,15 +44,21 @@ class Verdict:
 
 def judge(total: Quantity, gpu: Gpu) -> Verdict:
     """The verdict on so many bytes on each GPU."""
-    memory = given("GPU memory", room(gpu), "B", f"{gpu.name}, {gpu.memory_gb:g} GiB less the driver's part")
-    share = total.value / memory.value
+    return against(
+        total,
+        given("GPU memory", room(gpu), "B", f"{gpu.name}, {gpu.memory_gb:g} GiB less the driver's part"),
+    )
+
+
+def against(total: Quantity, memory: Quantity) -> Verdict:
+    """The verdict on so many bytes where there are so many."""
     return Verdict(
-        word(share),
+        word(total.value / memory.value),
         Quantity(
-            "share of GPU memory",
-            share,
+            f"share of {memory.name}",
+            total.value / memory.value,
             "",
-            "memory per GPU / GPU memory",
+            f"{total.name} / {memory.name}",
             (total, memory),
             "pipeline/plan/training/verdict.py",
         ),

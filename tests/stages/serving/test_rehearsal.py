@@ -57,7 +57,7 @@ def test_triton_reads_every_targets_configurations(target: str, tmp_path: Path) 
 def test_sizes_are_those_of_a_real_export(
     weights: str, exported: Path, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    from pipeline.plan.site import shape
+    from pipeline.plan.shapes import of_recipe
     from pipeline.stages.export import openvino
     from pipeline.stages.models import load_tokenizer
     from pipeline.stages.step import Step
@@ -72,6 +72,6 @@ def test_sizes_are_those_of_a_real_export(
         )
         openvino.convert(model, load_tokenizer(step), tmp_path / "ir", weights)
         folder = tmp_path / "ir"
-    estimated = rehearsal.weight_bytes(shape(recipe(inputs["pretrain"] / "model").model), weights)
+    estimated = rehearsal.weight_bytes(of_recipe(recipe(inputs["pretrain"] / "model").model), weights)
     # Scales and constants of a model this small weigh something.
     assert (folder / "openvino_model.bin").stat().st_size == pytest.approx(estimated, rel=0.15)

@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.plan import memory
 from pipeline.plan.shapes import SUPPORTED, Shape, from_config, of_recipe, read
 from pipeline.plan.shapes.dense import positions_seen
 from pipeline.plan.shapes.statespace import StateSpace
@@ -313,8 +312,7 @@ def test_the_recipes_models_are_the_published_ones(
     monkeypatch.setenv("HF_HUB_CACHE", "/nonexistent")
     model = load(recipe, ROOT).settings.model
     shape = of_recipe(model)
-    assert shape.parameters == PUBLISHED[name][1] == memory.parameters(model)
-    assert shape.adapter_parameters(16, ["*_proj"]) == memory.adapter_parameters(model, 16)
+    assert shape.parameters == PUBLISHED[name][1]
     assert shape.context == model.context
 
 

@@ -1,0 +1,314 @@
+"""What the training steps of a recipe need where they would run: memory, time, GPU-hours and money, and whether it fits.
+
+    for each in needs(loaded, ["train"], places(loaded.settings)):
+        print(each.stage, each.memory, each.verdict.word, each.time, each.money)
+
+Memory is :mod:`pipeline.plan.training.memory`'s.  Time is what ``lifecycle plan --calibrate`` measured for this very step on
+this machine, or else what the model of throughput says of the kind of GPU, which carries its held-out error; of a machine without GPUs
+nothing is said before it has been measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline import schema
+from pipeline.errors import UserError
+from pipeline.graph import TRAINING
+from pipeline.plan import money
+from pipeline.plan.calibrate import Measured
+from pipeline.plan.data import looks, sequence_tokens
+from pipeline.plan.hardware import Gpu
+from pipeline.plan.hardware import gpu as gpu_of
+from pipeline.plan.place import Machine
+from pipeline.plan.quantity import Quantity, given
+from pipeline.plan.shapes import of_recipe
+from pipeline.plan.shapes.shape import Shape
+from pipeline.plan.training import memory, search, speed
+from pipeline.plan.training.layout import Layout, Work
+from pipeline.plan.training.settings import engine_of, paste, read
+from pipeline.plan.training.verdict import GIB, Verdict, against
+from pipeline.recipe import LoadedRecipe
+from pipeline.schema.training import Optimisation
+
+LIBRARIES = 0.8e9  # of a process on a processor: the interpreter, torch, transformers, and their allocators
+SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Of one training step: where, how, and what it takes.  What is not known is None."""
+
+    stage: str
+    place: Machine
+    shape: Shape
+    layout: Layout
+    work: Work
+    fault: str | None
+    need: memory.Need | None = None
+    memory: Quantity | None = None
+    verdict: Verdict | None = None
+    prediction: speed.Prediction | None = None
+    tokens: Quantity | None = None
+    time: Quantity | None = None
+    gpu_hours: Quantity | None = None
+    money: Quantity | None = None
+    energy: Quantity | None = None
+    measured: bool = False
+    alternatives: tuple[Alternative, ...] = ()
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it can be run."""
+        return self.fault is None and (self.verdict is None or self.verdict.feasible)
+
+    def quantities(self) -> list[Quantity]:
+        """Every number of it, for ``--explain`` and ``--json``."""
+        found = [self.memory, self.verdict.share if self.verdict else None]
+        if self.prediction is not None and not self.measured:
+            each = self.prediction
+            found += [
+                each.step,
+                each.tokens_per_gpu,
+                each.flops_per_gpu,
+                each.utilisation,
+                each.error,
+                each.worst,
+            ]
+        found += [self.time, self.gpu_hours, self.money, self.energy]
+        return [each for each in found if each is not None]
+
+    def record(self) -> dict[str, Any]:
+        """For the step's manifest: what was planned, to be held against what came of it."""
+
+        def value(of: Quantity | None) -> float | None:
+            return None if of is None else of.value
+
+        return {
+            "place": self.place.words(),
+            "layout": self.layout.words(),
+            "memory_bytes": value(self.memory),
+            "verdict": self.verdict.word if self.verdict else None,
+            "seconds": value(self.time),
+            "seconds_from": None if self.time is None else "calibration" if self.measured else "model",
+            "seconds_error": None
+            if self.prediction is None or self.measured
+            else {"mean": self.prediction.error.value, "largest": self.prediction.worst.value},
+            "gpu_hours": value(self.gpu_hours),
+            "usd": value(self.money),
+        }
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Settings that fit instead, as they can be pasted, on these GPUs."""
+
+    settings: str
+    gpus: str
+    memory: Quantity
+    verdict: Verdict
+    time: Quantity | None
+
+
+def needs(
+    loaded: LoadedRecipe,
+    stages: Sequence[str],
+    where: Callable[[str], Machine],
+    *,
+    manifests: Mapping[str, dict[str, Any]] | None = None,
+    measured: Mapping[str, Measured] | None = None,
+    identities: Mapping[str, str] | None = None,
+    machine: str = "",
+    suggest: bool = True,
+) -> list[Needs]:
+    """What each of ``stages`` that trains needs.
+
+    ``manifests``: the latest of each stage, whose token counts are used; ``measured``: calibrations, which count where
+    their identity is the step's (``identities``) and their machine is ``machine``.  ``suggest``: look for what fits where
+    something does not.  Raises :class:`UserError` for GPUs or models that are not known.
+    """
+    found = []
+    for name in (stage for stage in TRAINING if stage in stages):
+        calibration = (measured or {}).get(name)
+        if calibration is not None and (
+            calibration.identity != (identities or {}).get(name) or calibration.machine != machine
+        ):
+            calibration = None
+        found.append(_needs(loaded.settings, name, where(name), manifests or {}, calibration, suggest))
+    return found
+
+
+def _needs(
+    recipe: schema.Recipe,
+    stage: str,
+    place: Machine,
+    manifests: Mapping[str, dict[str, Any]],
+    calibration: Measured | None,
+    suggest: bool,
+) -> Needs:
+    settings: Optimisation = getattr(recipe, stage)
+    shape = of_recipe(recipe.model)
+    count = _processes(recipe, place)
+    layout, work = read(stage, settings, recipe.model.context, count)
+    tokens = sequence_tokens(recipe, stage, work.sequences, manifests.get("curate"), manifests.get(stage))
+    if not work.packing:
+        fill = max(1 / work.length, min(1.0, tokens.value / work.length))
+        work = replace(work, fill=fill)
+    fault = layout.fault(shape, work)
+    plain = Needs(stage, place, shape, layout, work, fault)
+    if fault is not None:
+        return plain
+    on_gpu = place.gpus > 0
+    need = memory.need(shape, layout, work, on_gpu)
+    total = need.total if on_gpu else _with_libraries(need)
+    room = _room(place, layout)
+    judged = against(total, room)
+    made = replace(plain, need=need, memory=total, verdict=judged)
+    if calibration is not None:
+        return _timed(made, calibration.run(looks(settings)), place, True)
+    if place.gpu is None:
+        if suggest and not judged.feasible:
+            made = replace(made, alternatives=_alternatives(stage, settings, made, None))
+        return made
+    prediction = speed.predict(shape, layout, work, place.gpu)
+    run = _tokens(settings, work, tokens)
+    time, _ = prediction.run(run.value)
+    made = replace(made, prediction=prediction, tokens=run)
+    made = _timed(made, replace(time, inputs=(run, *time.inputs[1:])), place, False)
+    if suggest and not judged.feasible:
+        made = replace(made, alternatives=_alternatives(stage, settings, made, run))
+    return made
+
+
+def _processes(recipe: schema.Recipe, place: Machine) -> int:
+    """Processes of a step on all machines together."""
+    named = recipe.launch.processes if not place.assumed or not place.gpus else 0
+    return (named or max(1, place.gpus)) * place.nodes
+
+
+def _room(place: Machine, layout: Layout) -> Quantity:
+    if place.gpus:
+        source = place.gpu.name if place.gpu else "launch.gpu_memory_gb, or this machine's nvidia-smi"
+        return given("memory of a GPU", place.gpu_bytes, "B", source)
+    each = layout.gpus // place.nodes
+    whole = given("main memory", place.main_bytes, "B", "this machine")
+    return Quantity(
+        "memory of a process",
+        place.main_bytes / each,
+        "B",
+        "main memory / processes",
+        (whole, given("processes", each)),
+    )
+
+
+def _with_libraries(need: memory.Need) -> Quantity:
+    own = given("libraries of a process", LIBRARIES, "B", "measured; pipeline/plan/needs.py")
+    return Quantity("memory of a process", need.bytes + LIBRARIES, "B", "sum", (*need.items, own))
+
+
+def _tokens(settings: Optimisation, work: Work, each: Quantity) -> Quantity:
+    steps = given("steps", settings.max_steps)
+    batch = given("sequences of a step", settings.global_batch_size * work.sequences)
+    value = settings.max_steps * settings.global_batch_size * work.sequences * work.length * work.fill
+    return Quantity(
+        "tokens of the run",
+        value,
+        "token",
+        "steps x sequences of a step x tokens of a sequence",
+        (steps, batch, each),
+    )
+
+
+def _timed(made: Needs, time: Quantity, place: Machine, measured: bool) -> Needs:
+    """With time, and what follows from it where there are GPUs of a known kind."""
+    made = replace(made, time=time, measured=measured)
+    if place.gpu is None:
+        return made
+    gpus = given("GPUs", place.gpus * place.nodes)
+    hours = Quantity("GPU-hours", time.value * gpus.value / 3600, "h", "time x GPUs", (time, gpus))
+    try:
+        cost: Quantity | None = money.cost(hours, place.gpu.name)
+    except UserError:  # a kind without a price: the table says so where it is asked for
+        cost = None
+    return replace(made, gpu_hours=hours, money=cost, energy=money.energy(hours, place.gpu))
+
+
+def _alternatives(
+    stage: str, settings: Optimisation, made: Needs, run: Quantity | None
+) -> tuple[Alternative, ...]:
+    """The nearest settings that fit; with times where the kind of GPU is known."""
+    place, name = made.place, engine_of(settings)
+    gpu = place.gpu or _stand_in(place, made.layout)
+    most = None if place.gpus else made.layout.gpus
+    found = []
+    for each in search.nearest(
+        made.shape, made.layout, made.work, gpu, engine_name=name, most_gpus=most, limit=SHOWN
+    ):
+        words = paste(
+            stage, (made.layout, made.work), (each.layout, each.work), name, place.gpus or each.layout.gpus
+        )
+        time = each.prediction.run(run.value)[0] if run is not None else None
+        count = each.layout.gpus
+        kind = place.gpu.name if place.gpu else "GPU" if place.gpus else "process"
+        found.append(Alternative(words, f"{count} x {kind}", each.memory, each.verdict, time))
+    return tuple(found)
+
+
+def _stand_in(place: Machine, layout: Layout) -> Gpu:
+    """For a search by memory alone: a GPU with the memory that there is; its speed only ranks what is found."""
+    each = place.gpu_bytes if place.gpus else place.main_bytes / (layout.gpus // place.nodes) - LIBRARIES
+    return replace(gpu_of("H100-80GB"), name="this machine's", memory_gb=max(0.1, each / GIB))
+
+
+def refusal(loaded: LoadedRecipe, each: Needs) -> str | None:
+    """Why a step must not be run, with the nearest settings that fit; None where it may be."""
+    if each.feasible:
+        return None
+    if each.fault is not None:
+        return f"{loaded.name}: {each.stage} cannot be spread over {each.place.words()}: {each.fault}"
+    assert each.memory is not None
+    assert each.verdict is not None
+    room = each.verdict.share.inputs[1]
+    parts = ", ".join(
+        f"{item.name} {item}" for item in each.memory.inputs if item.value > 0.01 * each.memory.value
+    )
+    lines = [
+        f"{loaded.name}: {each.stage} does not fit: {each.memory} for each of {each.layout.gpus} "
+        f"{'GPUs' if each.place.gpus else 'processes'}, which {'have' if each.layout.gpus > 1 else 'has'} {room} "
+        f"({parts})"
+    ]
+    if each.alternatives:
+        lines += ["What fits, quickest first:", *(line_of(alternative) for alternative in each.alternatives)]
+    return "\n".join(lines)
+
+
+def line_of(alternative: Alternative) -> str:
+    """An alternative in a line that can be pasted."""
+    time = f", {alternative.time}" if alternative.time is not None else ""
+    return f'  SET="{alternative.settings}"  ({alternative.gpus}: {alternative.memory}, {alternative.verdict.word}{time})'
+
+
+def plain(each: Needs) -> dict[str, Any]:
+    """For ``--json``."""
+    return {
+        "stage": each.stage,
+        **each.record(),
+        "fault": each.fault,
+        "feasible": each.feasible,
+        "layout_fields": dataclasses.asdict(each.layout),
+        "quantities": [quantity.as_dict() for quantity in each.quantities()],
+        "limits": list(each.prediction.limits) if each.prediction and not each.measured else [],
+        "alternatives": [
+            {
+                "set": alternative.settings,
+                "gpus": alternative.gpus,
+                "memory_bytes": alternative.memory.value,
+                "verdict": alternative.verdict.word,
+                "seconds": alternative.time.value if alternative.time else None,
+            }
+            for alternative in each.alternatives
+        ],
+    }
