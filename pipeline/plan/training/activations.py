@@ -73,8 +73,9 @@ def _mode(work: Work, layout: Layout) -> str:
         return "fused-fp32" if work.precision == "fp32" else "fused"
     if work.precision == "fp32":
         return "fp32"
-    # FSDP2 computes in the bf16 weights that it gathers; autocast is for whole fp32 weights.
-    return "bf16" if work.precision == "bf16-weights" or layout.sharding == "zero3" else "autocast"
+    # FSDP2 computes in the bf16 weights that it gathers (not in one process); autocast is for whole fp32 weights.
+    gathers = layout.sharding == "zero3" and layout.gpus > 1
+    return "bf16" if work.precision == "bf16-weights" or gathers else "autocast"
 
 
 @lru_cache(maxsize=1024)

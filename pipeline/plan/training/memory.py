@@ -92,9 +92,7 @@ def itemised(shape: Shape, layout: Layout, work: Work, last: bool, on_gpu: bool 
 def buffers(shape: Shape, layout: Layout, work: Work, last: bool = False) -> float:
     """Bytes of gathered layers (FSDP), buckets (DDP) and bf16 copies (autocast) on a GPU."""
     computed = 4.0 if work.precision == "fp32" else 2.0
-    if layout.sharding == "zero3":
-        if layout.ranks == 1:
-            return 0.0
+    if layout.sharding == "zero3" and layout.gpus > 1:
         all_of = counts(shape, work.kind == "reward")
         spread = layout.expert if layout.expert > 1 else layout.tensor
         layer = (all_of.layers / layout.tensor + all_of.experts / spread) / shape.depth

@@ -154,14 +154,18 @@ def _states_moved(shape: Shape, layout: Layout, work: Work, gpu: Gpu) -> tuple[f
 
 @dataclass(frozen=True)
 class Prediction:
-    """Speed of a step; ``error`` is the held-out error of what it was predicted with, ``limits`` what it was not fitted on."""
+    """Speed of a step.
+
+    ``error`` and ``worst``: mean and largest relative error on held-out rows of what it was predicted with; None where the step
+    was measured.  ``limits``: what sets it apart from every published row, in words.
+    """
 
     step: Quantity
     tokens_per_gpu: Quantity
     flops_per_gpu: Quantity
     utilisation: Quantity
-    error: Quantity
-    worst: Quantity
+    error: Quantity | None
+    worst: Quantity | None
     limits: tuple[str, ...]
     gpus: int
 
@@ -227,9 +231,7 @@ def predict(
     )
     best = gpu.quantity(PRECISIONS[work.precision])
     share = Quantity("model FLOP utilisation", flops.value / best.value, "", "FLOP/s / peak", (flops, best))
-    error, worst = (
-        found.errors(shape) if measured_step is None else (given("error", 0.0, source="measured"),) * 2
-    )
+    error, worst = found.errors(shape) if measured_step is None else (None, None)
     return Prediction(
         step, rate, flops, share, error, worst, _limits(shape, work, gpu, found, measured_step), layout.gpus
     )
@@ -246,6 +248,11 @@ def _limits(
     if gpu.name not in known["gpus"]:
         found.append(
             f"no published row is of {gpu.name}; its rates are those of {', '.join(known['gpus'])}, scaled to its peak"
+        )
+    if shape.parameters < known["smallest"] / 2:
+        found.append(
+            f"the smallest model of a published row has {known['smallest'] / 1e9:.1f} billion parameters; small ones wait "
+            "for kernels to be launched, and are slower than this"
         )
     if work.precision == "fp32":
         found.append("no published row is in fp32")
