@@ -12,9 +12,14 @@ table.py       CSV files of runs and points, with errors by file and line
 runs.py        a user's runs as columns
 budget.py      FLOP from FLOP, GPU-hours or money
 train.py       ``scale train``
+own.py         the law of a user's own runs
+show.py        tables and JSON
 plot.py        its picture
 sizes.py       model shapes of about so many parameters
+corpus.py      how much text a recipe has
 sweep.py       ``scale sweep``: the recipes of an IsoFLOP sweep
+recipes.py     a recipe file from settings
 collect.py     ``scale collect``: what those recipes measured, as runs.csv
-forecast.py    ``scale forecast``: loss to task accuracy
+downstream.py  loss to task accuracy: two fits
+forecast.py    ``scale forecast``, and forecast_plot.py its picture
 """

@@ -36,6 +36,17 @@ def share(text: str, option: str) -> float:
     return value
 
 
+def whole(text: str, option: str) -> int:
+    """A whole number of 0 or more."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise UserError(f"{option} {text}: expected a whole number") from None
+    if value < 0:
+        raise UserError(f"{option} {text}: expected a whole number of 0 or more")
+    return value
+
+
 def from_flops(text: str) -> Quantity:
     """A budget that was given in FLOP."""
     return given("training compute", positive(text, "--flops"), "FLOP", "--flops")

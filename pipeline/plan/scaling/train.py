@@ -36,7 +36,7 @@ def train(options: Namespace) -> int:
         from pipeline.plan.scaling.runs import read_runs
 
         level = budgets.share(options.level, "--level")
-        draws, seed = _whole(options.bootstrap, "--bootstrap"), _whole(options.seed, "--seed")
+        draws, seed = budgets.whole(options.bootstrap, "--bootstrap"), budgets.whole(options.seed, "--seed")
         own = study(options.runs, *read_runs(Path(options.runs)), options.interval, level, draws, seed)
     optima: tuple[Optimum, ...] = ()
     if spent is not None:
@@ -105,13 +105,3 @@ def _print(
             for quantity in (each.parameters, each.tokens, each.ratio, each.loss):
                 for line in quantity.derivation(1) if quantity else ():
                     console.print(line, markup=False, soft_wrap=True)
-
-
-def _whole(text: str, option: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise UserError(f"{option} {text}: expected a whole number") from None
-    if value < 0:
-        raise UserError(f"{option} {text}: expected a whole number of 0 or more")
-    return value
