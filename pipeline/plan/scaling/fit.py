@@ -20,6 +20,7 @@ from pipeline.plan.scaling.many import refit
 from pipeline.plan.scaling.objective import PARAMETERS, Array, Design, huber, objective, predict
 
 STARTS = 4  # of the grid, that L-BFGS goes on from
+LONGEST = 300  # iterations of each; those near a minimum need tens, and a flat valley (E near 0) has no end
 APPROACH = 60  # iterations that bring the grid near its minima
 
 
@@ -57,7 +58,7 @@ def fit(
             args=(design,),
             jac=True,
             method="L-BFGS-B",
-            options={"maxiter": 1000, "ftol": 1e-13, "gtol": 1e-8, "maxcor": 20},
+            options={"maxiter": LONGEST, "ftol": 1e-12, "gtol": 1e-8, "maxcor": 20},
         )
         for start in _starts(design, starts)
     ]

@@ -26,6 +26,7 @@ from pipeline.plan.quantity import Quantity, given
 FLOP_PER_TOKEN = 6.0  # and parameter, forward and backward
 PF_DAY = 1e15 * 86400
 CENTRE = math.sqrt(6e18 * 3e21)
+RANGE = (6e18, 1e22)  # FLOP of the IsoFLOP budgets of Hoffmann et al. and Llama 3
 NORMAL_90 = 1.2815515655446004  # quantile: a central 80% interval is +- this many standard errors
 
 HOFFMANN = "Hoffmann et al. 2022, arXiv 2203.15556"
@@ -151,6 +152,16 @@ def published(flops: Quantity) -> tuple[Optimum, ...]:
         kaplan,
     )
     return tuple(law(flops) for law in laws)
+
+
+def outside(flops: Quantity) -> str | None:
+    """How far a budget lies outside of what the published laws were fitted to, in words; None inside."""
+    low, high = RANGE
+    if low <= flops.value <= high:
+        return None
+    factor = low / flops.value if flops.value < low else flops.value / high
+    side = "below" if flops.value < low else "above"
+    return f"{flops} is a factor of {factor:,.3g} {side} the budgets that the published laws were fitted to ({low:.0e} to {high:.0e} FLOP)"
 
 
 def besiroglu(flops: Quantity) -> Optimum:

@@ -54,7 +54,7 @@ def _left_out(runs: Runs, group: tuple[int, ...]) -> tuple[Array, float] | None:
         return None
     seen, left = runs.take(kept), runs.take(list(group))
     try:
-        law = fit(seen.parameters, seen.tokens, seen.loss, starts=3).law
+        law = fit(seen.parameters, seen.tokens, seen.loss, starts=2).law
     except UserError:  # sizes or lengths of too few kinds remain
         return None
     predicted = np.array([law.loss(n, d) for n, d in zip(left.parameters, left.tokens, strict=True)])

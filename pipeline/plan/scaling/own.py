@@ -124,7 +124,10 @@ def study(file: str, runs: Runs, held_out: Runs, kind: str, level: float, draws:
     drawn = draw(fitted, kind, level, draws, seed)
     intervals: dict[str, Interval] = {}
     if drawn is not None:
+        design = fitted.design
         intervals = {
+            "A": drawn.interval(lambda theta: np.exp(theta[:, 0] + theta[:, 3] * design.mean_n)),
+            "B": drawn.interval(lambda theta: np.exp(theta[:, 1] + theta[:, 4] * design.mean_d)),
             "E": drawn.interval(lambda theta: np.exp(theta[:, 2])),
             "alpha": drawn.interval(lambda theta: theta[:, 3]),
             "beta": drawn.interval(lambda theta: theta[:, 4]),

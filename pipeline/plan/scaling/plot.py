@@ -82,7 +82,9 @@ def _measured(axes: Any, own: Own) -> None:
             markersize=9,
             label="held-out run, predicted",
         )
-    _label(axes, "model size N (parameters)", "loss (nats per token)", f"IsoFLOP curves of {own.file}")
+    _label(
+        axes, "model size N (parameters)", "loss (nats per token)", f"IsoFLOP curves of {Path(own.file).name}"
+    )
     axes.set_xscale("log")
     axes.set_yscale("log")
     _count_ticks(axes.xaxis)
@@ -120,7 +122,7 @@ def _laws(axes: Any, budget: Quantity | None, own: Own | None) -> None:
     if own is not None:
         ends += [float(own.runs.flops.min()), float(own.runs.flops.max()) * 10]
     low, high = (min(ends), max(ends)) if ends else (1e18, 1e24)
-    compute = np.geomspace(low, high, 40)
+    compute = np.geomspace(low, high, 13)
     rows: list[Sequence[Optimum]] = []
     for flops in compute:
         point = Quantity("training compute", float(flops), "FLOP")

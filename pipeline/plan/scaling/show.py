@@ -116,7 +116,9 @@ def own_tables(own: Own) -> list[tuple[str, Table]]:
                 f"{run.measured:.4f}",
                 f"{run.error:+.2%}",
             )
-        found.append(("runs that were held out: loss predicted before it was looked at", held))
+        found.append(
+            ("runs that were held out, predicted by the parametric law, which has not seen them", held)
+        )
     return found
 
 

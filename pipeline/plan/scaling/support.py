@@ -75,6 +75,9 @@ def of_fit(fitted: Fit) -> Iterator[str]:
     if fitted.freedom < 1:
         yield "as many runs as coefficients: the law goes through all of them, and there is no error to tell"
         return
+    lowest = float(np.exp(fitted.design.y.min()))
+    if law.e < 0.01 * lowest:
+        yield "E is next to nothing: the runs do not tell a loss that no size and data would take away"
     for name, exponent in (("alpha", law.alpha), ("beta", law.beta)):
         if exponent <= 0:
             yield f"{name} is {exponent:.3g}: loss does not fall with {'size' if name == 'alpha' else 'data'} here"

@@ -15,7 +15,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.plan.quantity import Quantity
 from pipeline.plan.scaling import budget as budgets
-from pipeline.plan.scaling.laws import Optimum, published
+from pipeline.plan.scaling.laws import Optimum, outside, published
 
 
 def train(options: Namespace) -> int:
@@ -42,6 +42,9 @@ def train(options: Namespace) -> int:
     if spent is not None:
         optima = (*(own.optima(spent) if own else ()), *published(spent))
     warnings = own.warnings(spent) if own else []
+    beyond = outside(spent) if spent is not None else None
+    if beyond is not None:
+        warnings.append(beyond)
     if options.json:
         from pipeline.plan.scaling.show import as_dict
 
@@ -90,9 +93,9 @@ def _print(
         console.print()
         for note in show.notes(optima):
             console.print(f"  {note}", markup=False, soft_wrap=True)
-        sizes = [each.parameters.value for each in optima if not each.law.startswith("Kaplan")]
+        sizes = [each.parameters.value for each in optima if not each.law.startswith(("Kaplan", "your"))]
         console.print(
-            f"  the laws (but Kaplan's) lie a factor of {max(sizes) / min(sizes):.3g} apart in size: an honest band of what is "
+            f"  the published laws (but Kaplan's) lie a factor of {max(sizes) / min(sizes):.3g} apart in size: an honest band of what is "
             "known beforehand; data, tokenizer and optimiser differ, and your own runs tell more (--runs)",
             markup=False,
             soft_wrap=True,
