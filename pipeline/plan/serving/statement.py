@@ -1,0 +1,260 @@
+"""A serving plan as numbers with their derivations, each prediction beside the error that such predictions had."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.plan.quantity import Quantity, given, total
+from pipeline.plan.serving import evidence
+from pipeline.plan.serving.engine import CACHE_SHARE, GIB, MOST_REQUESTS, RESERVED, SEEN, Engine
+from pipeline.plan.serving.fleet import Plan
+from pipeline.plan.serving.show import Table
+
+ROOFLINE = "pipeline/plan/serving/engine.py"
+QUEUE = "pipeline/plan/serving/load.py"
+ASKED = "asked for"
+HOUR = 3600.0
+
+
+def memory(engine: Engine, tokens: int) -> list[Quantity]:
+    """What a replica holds: weights, cache of a request, room for caches, largest batch."""
+    shape, gpu = engine.shape, engine.gpu
+    tensor = given("tensor-parallel size", engine.tensor, "", "chosen")
+    outside = shape.parameters - shape.layer_parameters
+    layers = Quantity(
+        "layers",
+        shape.layer_parameters * engine.precision.bytes,
+        "B",
+        "parameters of the layers x bytes a weight",
+        (
+            given("parameters of the layers", shape.layer_parameters, "parameter", shape.name),
+            given("bytes a weight", engine.precision.bytes, "", f"{engine.precision.name}, with its scales"),
+        ),
+    )
+    rest = Quantity(
+        "embeddings and output matrix",
+        outside * 2.0,
+        "B",
+        "parameters x 2 B, left in bf16",
+        (given("parameters outside the layers", outside, "parameter", shape.name),),
+    )
+    weights = total("weights", (layers, rest))
+    share = Quantity(
+        "weights on a GPU",
+        weights.value / engine.tensor,
+        "B",
+        "weights / tensor-parallel size",
+        (weights, tensor),
+    )
+    length = given("tokens of a request", tokens, "token", "input + output, " + ASKED)
+    whole = engine.cache_bytes(tokens) * engine.cache_shards
+    cache = Quantity(
+        "cache of a request", whole, "B", f"bytes of its layers in {engine.cache}", (length,), shape.name
+    )
+    cache_share = Quantity(
+        "cache of a request on a GPU",
+        engine.cache_bytes(tokens),
+        "B",
+        "cache / GPUs that divide it (with more GPUs than key-value heads they keep copies)",
+        (cache, given("GPUs that divide it", engine.cache_shards, "", shape.name)),
+        ROOFLINE,
+    )
+    usable = Quantity(
+        "memory of a GPU",
+        engine.memory_bytes,
+        "B",
+        f"{gpu.memory_gb:g} GiB x {SEEN}",
+        (given("nominal memory", gpu.memory_gb * GIB, "B", gpu.name),),
+    )
+    room = Quantity(
+        "room for caches on a GPU",
+        engine.cache_room,
+        "B",
+        f"{CACHE_SHARE} x (memory - weights - reserved)",
+        (usable, share, given("reserved", RESERVED, "B", "CUDA, communicator and activations; " + ROOFLINE)),
+        "TensorRT-LLM performance overview v0.17: kv_cache_free_gpu_mem_fraction",
+    )
+    batch = Quantity(
+        "largest batch",
+        engine.largest_batch(tokens),
+        "",
+        f"room / cache of a request, at most {MOST_REQUESTS}",
+        (room, cache_share),
+        ROOFLINE,
+    )
+    return [weights, share, cache, room, batch]
+
+
+def steady(found: Plan) -> list[tuple[Quantity, str]]:
+    """Latencies and tokens of a plan, each with how far such predictions were off."""
+    engine, state, traffic = found.engine, found.load, found.traffic
+    error = evidence.throughput(engine)
+    share = given("requests/s of a replica", state.rate, "", f"traffic / {found.replicas} replicas")
+    decode = Quantity(
+        "a step without a prompt",
+        state.decode.total,
+        "s",
+        "sum of its parts",
+        tuple(
+            given(name, value, "s", ROOFLINE)
+            for name, value in (
+                ("matrices of the layers", state.decode.layers),
+                ("output matrix", state.decode.head),
+                ("attention and cache", state.decode.attention),
+                ("all-reduces", state.decode.network),
+            )
+        )
+        + _constants(engine),
+        ROOFLINE,
+    )
+    prompt = given("what a prompt adds to a step", state.prompt, "s", ROOFLINE)
+    prompts = Quantity("share of time for prompts", state.prompts, "", "u = r e", (share, prompt), QUEUE)
+    step = Quantity("mean step", state.mean_step, "s", "d / (1 - u)", (decode, prompts), QUEUE)
+    first_step = Quantity(
+        "step that reads the prompt",
+        state.first_step,
+        "s",
+        "d + e (1 + r L): with the prompts of others who came during the same step",
+        (decode, prompt, share),
+        QUEUE,
+    )
+    under_way = Quantity(
+        "step found under way",
+        state.under_way,
+        "s",
+        "L = d / (1 - u) + e u / (1 - u^2)",
+        (decode, prompt, prompts),
+        QUEUE,
+    )
+    between = Quantity(
+        "inter-token latency",
+        state.between,
+        "s",
+        "mean step + (step that reads the prompt - mean step) u (1 - u^(output-1)) / ((1 - u) (output - 1))",
+        (step, first_step, prompts),
+        QUEUE,
+    )
+    first = Quantity(
+        "time to first token",
+        state.first_token,
+        "s",
+        "half of the step found under way + step that reads the prompt",
+        (under_way, first_step),
+        QUEUE,
+    )
+    limit = given("the most a replica takes", state.rate / state.utilisation, "", QUEUE)
+    used = Quantity("utilisation", state.utilisation, "", "rate / the most a replica takes", (share, limit))
+    running = Quantity(
+        "requests at once in a replica",
+        state.running,
+        "",
+        "rate x output x t (Little's law)",
+        (share, between),
+    )
+    fastest = Quantity(
+        "most output tokens/s of a GPU",
+        engine.throughput(traffic.input, traffic.output) / engine.tensor,
+        "token/s",
+        "largest batch / its step / tensor-parallel size",
+        (
+            memory(engine, traffic.input + traffic.output)[-1],
+            *_constants(engine),
+        ),
+        ROOFLINE,
+    )
+    planned = Quantity(
+        "output tokens/s of a GPU as planned",
+        traffic.rate * traffic.output / found.gpus,
+        "token/s",
+        "rate x output / GPUs",
+        (given("rate", traffic.rate, "", ASKED), given("output", traffic.output, "token", ASKED)),
+    )
+    return [
+        (first, str(evidence.first_token(engine))),
+        (between, str(evidence.between_tokens(engine))),
+        (running, ""),
+        (used, f"planned for at most {traffic.utilisation:g}, the rest is headroom for bursts"),
+        (fastest, str(error)),
+        (planned, ""),
+    ]
+
+
+def bill(found: Plan) -> list[tuple[Quantity, str]]:
+    """Replicas, GPUs and money, with the error that they inherit from the throughput."""
+    traffic, error = found.traffic, str(evidence.throughput(found.engine))
+    rate = given("requests/s", traffic.rate, "", ASKED)
+    replicas = Quantity(
+        "replicas",
+        found.replicas,
+        "",
+        "requests/s / the highest rate of a replica that keeps the targets, rounded up",
+        (rate, given("utilisation at most", traffic.utilisation, "", ASKED)),
+        QUEUE,
+    )
+    gpus = Quantity(
+        "GPUs",
+        found.gpus,
+        "",
+        "replicas x tensor-parallel size",
+        (replicas, given("tensor-parallel size", found.engine.tensor)),
+    )
+
+    def each(name: str, tokens: int, what: str) -> Quantity:
+        value = found.cost.value / (traffic.rate * tokens * HOUR) * 1e6
+        count = given(what, tokens, "token", ASKED)
+        return Quantity(
+            name,
+            value,
+            "USD",
+            f"cost per hour / (requests/s x {what} x 3600) x 1e6",
+            (found.cost, rate, count),
+        )
+
+    return [
+        (replicas, error),
+        (gpus, error),
+        (found.cost, found.hourly.source),
+        (each("cost per million output tokens", traffic.output, "output tokens a request"), error),
+        (
+            each("cost per million tokens in and out", traffic.input + traffic.output, "tokens a request"),
+            error,
+        ),
+    ]
+
+
+def beside(found: Sequence[Plan]) -> Table:
+    """The plans of all tensor-parallel sizes, the cheapest first."""
+    rows = []
+    for one in found:
+        first, between, _, _, _, _ = (quantity for quantity, _ in steady(one))
+        replicas, gpus, cost, _, _ = (quantity for quantity, _ in bill(one))
+        tokens = one.traffic.input + one.traffic.output
+        batch = memory(one.engine, tokens)[-1]
+        most = one.load.rate / one.load.utilisation
+        rate = given(
+            "requests/s of a replica", one.load.rate, "", f"an even share; at most {most:.3g} can be taken"
+        )
+        rows.append(
+            (
+                given("tensor-parallel size", one.engine.tensor),
+                batch,
+                rate,
+                first,
+                between,
+                replicas,
+                gpus,
+                cost,
+            )
+        )
+    headings = ("TP", "largest batch", "requests/s", "first token", "between", "replicas", "GPUs", "an hour")
+    return Table("By tensor-parallel size (TP), each with its replicas", headings, tuple(rows))
+
+
+def _constants(engine: Engine) -> tuple[Quantity, ...]:
+    share = engine.efficiency
+    return (
+        given("compute", share.compute, "", f"share of the dense peak; fitted, {evidence.SOURCE}"),
+        given("memory", share.memory, "", f"share of the bandwidth; fitted, {evidence.SOURCE}"),
+        given("network", share.network, "", f"share of the link one way; fitted, {evidence.SOURCE}"),
+        given("wait", share.wait, "s", f"of a layer's all-reduces; fitted, {evidence.SOURCE}"),
+    )

@@ -1,0 +1,270 @@
+"""The verbs of serving: from options to an answer."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import math
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.plan.quantity import Quantity, given
+from pipeline.plan.scaling import laws
+from pipeline.plan.serving import optimum, plots
+from pipeline.plan.serving.amounts import amount, positive, share
+from pipeline.plan.serving.engine import PRECISIONS, computes
+from pipeline.plan.serving.interfaces import Gpu, Shape
+from pipeline.plan.serving.show import Answer, Table, show
+
+ASKED = "asked for"
+REMARKS = (
+    "Latencies are means, tails are longer; between the client and the engine nothing is counted.",
+    "Held out means: measured rows that no constant was fitted on (pipeline/plan/published/serving*.csv).",
+)
+
+
+# -------------------------------------------------------------------------------------------- scale serve
+
+
+def serve(options: argparse.Namespace) -> int:
+    """The size and tokens that make training and serving cheapest, and how they move with demand."""
+    plots.check(options.plot)
+    law = optimum.LAWS[options.law] if options.constants is None else _own_law(options.constants)
+    loss, words = _quality(options, law)
+    asked, answered = _demand(options)
+    rates = _rates(options)
+    found = optimum.cheapest(law, loss, asked, answered, rates)
+    steps = [0.0, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0]
+    table = [_scaled(law, loss, asked, answered, rates, step) for step in steps]
+    lines = (
+        found.demand,
+        loss,
+        found.parameters,
+        found.tokens,
+        found.data_ratio,
+        found.cost,
+        found.plain_parameters,
+        found.plain_tokens,
+        found.plain_cost,
+        found.saving,
+    )
+    answer = Answer(
+        f"Cheapest over training and serving, {words}",
+        tuple((quantity, "") for quantity in lines),
+        (
+            Table(
+                "How the optimum moves with demand",
+                ("served", "parameters", "tokens", "x data", "cost", "saving"),
+                tuple(
+                    (one.demand, one.parameters, one.tokens, one.data_ratio, one.cost, one.saving)
+                    for one in table
+                ),
+            ),
+        ),
+        _remarks(found),
+    )
+    if options.plot:
+        base = found.demand.value
+        powers = [10 ** (power / 8) for power in range(-24, 25)]
+        curve = [_scaled(law, loss, asked, answered, rates, power) for power in powers] if base else table
+        plots.demand(options.plot, curve, found, answer.title, rates.unit != "FLOP")
+    show(answer, explain=options.explain, machine=options.json)
+    return 0
+
+
+def _quality(options: argparse.Namespace, law: optimum.Law) -> tuple[Quantity, str]:
+    if options.quality is not None:
+        size = amount(options.quality, "--quality")
+        return optimum.quality_of(law, size), f"as good as a compute-optimal {options.quality}"
+    if options.flops is not None:
+        flops = amount(options.flops, "--flops")
+        return optimum.quality_at(law, flops), f"as good as {flops:.3g} FLOP of training allow"
+    loss = amount(options.loss, "--loss")
+    return given("loss", loss, "", ASKED), f"with a loss of {loss:g}"
+
+
+def _own_law(text: str) -> optimum.Law:
+    values = [amount(word, "--constants") for word in text.split(",")]
+    if len(values) != 5:
+        raise UserError(
+            f"--constants {text}: give five numbers, E,A,B,ALPHA,BETA of L = E + A/N^ALPHA + B/D^BETA"
+        )
+    return optimum.Law("of your own", laws.Parametric(*values), "--constants")
+
+
+def _demand(options: argparse.Namespace) -> tuple[Quantity, Quantity]:
+    both = (options.input_tokens, options.output_tokens)
+    if (options.demand is None) == (both == (None, None)):
+        raise UserError("give --demand, or --input-tokens with --output-tokens")
+    if options.demand is None:
+        if None in both:
+            raise UserError("--input-tokens and --output-tokens belong together; 0 is allowed")
+        asked = amount(options.input_tokens, "--input-tokens", zero=True)
+        answered = amount(options.output_tokens, "--output-tokens", zero=True)
+    else:
+        whole = amount(options.demand, "--demand", zero=True)
+        if not 0 <= options.output_share <= 1:
+            raise UserError(f"--output-share {options.output_share:g}: must be from 0 to 1")
+        answered = whole * options.output_share
+        asked = whole - answered
+    return given("input tokens", asked, "token", ASKED), given("output tokens", answered, "token", ASKED)
+
+
+def _scaled(
+    law: optimum.Law,
+    loss: Quantity,
+    asked: Quantity,
+    answered: Quantity,
+    rates: optimum.Rates,
+    times: float,
+) -> optimum.Optimum:
+    source = f"{times:g} x what was asked for"
+    return optimum.cheapest(
+        law,
+        loss,
+        given(asked.name, asked.value * times, "token", source),
+        given(answered.name, answered.value * times, "token", source),
+        rates,
+    )
+
+
+def _rates(options: argparse.Namespace) -> optimum.Rates:
+    if options.gpu is None:
+        if options.serve_gpu or options.price is not None or options.serve_price is not None:
+            raise UserError(
+                "--serve-gpu and prices need --gpu, the kind that trains; without it FLOP are counted"
+            )
+        return optimum.COUNT
+    train, serving = _gpu(options.gpu), _gpu(options.serve_gpu or options.gpu)
+    same = options.serve_gpu in (None, options.gpu)
+    serve_price = options.price if same and options.serve_price is None else options.serve_price
+    paid, paid_serving = (
+        _hourly(train, options.price, "--price"),
+        _hourly(serving, serve_price, "--serve-price"),
+    )
+    rates = []
+    for name, gpu, precision, hourly, mfu in (
+        ("train", train, options.precision, paid, options.mfu_train),
+        ("input", serving, options.serve_precision, paid_serving, options.mfu_input),
+        ("output", serving, options.serve_precision, paid_serving, options.mfu_output),
+    ):
+        used = given(f"MFU, {name}", share(mfu, f"--mfu-{name}"), "", "a setting: measure yours")
+        rates.append(optimum.money_rate(f"USD a FLOP, {name}", hourly, _peak(gpu, precision), used))
+    return optimum.Rates(rates[0], rates[1], rates[2], "USD")
+
+
+def _remarks(found: optimum.Optimum) -> tuple[str, ...]:
+    per_parameter = found.tokens.value / found.parameters.value
+    said = ["Every number rests on the loss law; --law shows another."]
+    if per_parameter > 200:
+        said.append(
+            f"{per_parameter:.0f} tokens a parameter is far from what such laws were fitted on (about 20): they then promise "
+            "too much of further tokens (Sardana et al. 2024, section 5)."
+        )
+    return tuple(said)
+
+
+# ----------------------------------------------------------------------------------------- scale sampling
+
+
+def sampling(options: argparse.Namespace) -> int:
+    """Coverage against samples, and what a small model sampled often is worth beside a large one."""
+    from pipeline.plan.serving import coverage
+
+    plots.check(options.plot)
+    answer = coverage.answer(options)
+    show(answer, explain=options.explain, machine=options.json)
+    return 0
+
+
+# -------------------------------------------------------------------------------------------- scale fleet
+
+
+def fleet(options: argparse.Namespace) -> int:
+    """Replicas, GPUs, latencies and money for given traffic."""
+    from pipeline.plan.serving import choices, evidence, statement
+    from pipeline.plan.serving import fleet as fleets
+
+    traffic = fleets.Traffic(
+        amount(options.rate, "--rate"),
+        _whole(options.input, "--input"),
+        _whole(options.output, "--output"),
+        positive(options.ttft_ms, "--ttft-ms") / 1e3 if options.ttft_ms is not None else math.inf,
+        positive(options.itl_ms, "--itl-ms") / 1e3 if options.itl_ms is not None else math.inf,
+        share(options.utilisation, "--utilisation"),
+    )
+    if traffic.utilisation > 0.99:
+        raise UserError(
+            f"--utilisation {traffic.utilisation:g}: at most 0.99, since a full queue never empties"
+        )
+    shape, gpu, precision = _shape(options.model), _gpu(options.gpu), PRECISIONS[options.precision]
+    fleets.check_context(shape, traffic)
+    cache = options.cache or ("fp8" if options.precision == "fp8" else "bf16")
+    tokens = traffic.input + traffic.output
+    tried = choices.engines(shape, gpu, precision, cache, evidence.efficiency(), options.tensor_parallel)
+    held = choices.holding(tried, tokens, _gpus())
+    found = fleets.plan(traffic, held, _hourly(gpu, options.price, "--price"))
+    best = found[0]
+    lines = [(quantity, "") for quantity in statement.memory(best.engine, tokens)]
+    answer = Answer(
+        f"{best.gpus} x {gpu.name}, {best.engine.tensor} a replica, for {traffic.rate:g} requests/s of {shape.name} in {precision.name}, "
+        f"{traffic.input} tokens in and {traffic.output} out, cache in {cache}",
+        (*lines, *statement.steady(best), *statement.bill(best)),
+        (statement.beside(found),),
+        (*fleets.limits(found, held), *REMARKS),
+    )
+    show(answer, explain=options.explain, machine=options.json)
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------- common
+
+
+def _whole(text: str, option: str) -> int:
+    value = amount(text, option)
+    if value != int(value):
+        raise UserError(f"{option} {text}: must be a whole number of tokens")
+    return int(value)
+
+
+def _shape(model: str) -> Shape:
+    from pipeline.plan import shapes
+
+    if Path(model).is_dir() or model.endswith(".json"):
+        return shapes.read(model)
+    from pipeline import recipe
+    from pipeline.toolchains import ROOT
+
+    loaded = recipe.load(model, ROOT)
+    found = shapes.of_recipe(loaded.settings.model)
+    # What a recipe trains on is no bound of its base, whose own config.json says what is.
+    context = found.context if loaded.settings.model.base is None or found.name.endswith(".json") else None
+    return dataclasses.replace(found, name=loaded.name, context=context)
+
+
+def _gpu(name: str) -> Gpu:
+    from pipeline.plan import hardware
+
+    found: Gpu = hardware.gpu(name)
+    return found
+
+
+def _gpus() -> list[Gpu]:
+    from pipeline.plan import hardware
+
+    return list(hardware.kinds().values())
+
+
+def _peak(gpu: Gpu, precision: str) -> Quantity:
+    for unit in PRECISIONS[precision].units:
+        if unit in gpu.tflops:
+            return given("peak", gpu.tflops[unit] * 1e12, "FLOP/s", f"{gpu.name}, dense {precision}")
+    raise UserError(f"{gpu.name} does not compute in {precision}; it does in {', '.join(computes(gpu))}")
+
+
+def _hourly(gpu: Gpu, price: float | None, option: str) -> Quantity:
+    if price is not None:
+        return given("price of a GPU hour", positive(price, option), "USD", option)
+    found: Quantity = importlib.import_module("pipeline.plan.money").hourly(gpu.name)
+    return found
