@@ -10,6 +10,7 @@ coverage.py     the answer of ``scale sampling``
 engine.py       one replica: memory, cache, and the time of one step by a roofline
 load.py         a replica under load: time to first token, inter-token latency, the most that it can take
 fleet.py        replicas, GPUs and money for given traffic
+room.py         what a replica holds, as numbers with their derivations
 statement.py    a serving plan as numbers with their derivations
 choices.py      which configurations fit, and the nearest that does
 evidence.py     how far such predictions were from rows that nothing was fitted on

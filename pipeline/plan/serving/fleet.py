@@ -17,6 +17,8 @@ from pipeline.plan.serving import load
 from pipeline.plan.serving.engine import Engine
 from pipeline.plan.serving.interfaces import Shape
 
+FEW_REQUESTS, LITTLE_ROOM = 32, 10e9  # where TensorRT-LLM's own build tool warns as well
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -97,7 +99,7 @@ def _unreachable(traffic: Traffic, engines: Sequence[Engine]) -> str:
 
 
 def limits(found: list[Plan], engines: Sequence[Engine]) -> tuple[str, ...]:
-    """Remarks: engines that hold the model but cannot keep the targets, and a context that is exceeded."""
+    """Remarks: what cannot keep the targets, and a best plan whose memory is so full that little decides it."""
     kept = {one.engine.tensor for one in found}
     lost = [str(engine.tensor) for engine in engines if engine.tensor not in kept]
     remarks = (
@@ -105,6 +107,13 @@ def limits(found: list[Plan], engines: Sequence[Engine]) -> tuple[str, ...]:
         if lost
         else []
     )
+    best = found[0].engine
+    batch = best.largest_batch(found[0].traffic.input + found[0].traffic.output)
+    if batch < FEW_REQUESTS or best.cache_room < LITTLE_ROOM:
+        remarks.append(
+            f"tight: {best.cache_room / 1e9:.1f} GB for caches on a GPU, {batch} requests at once; a GB more or less changes the "
+            "speed, and the largest of the held-out errors were of such rows"
+        )
     return tuple(remarks)
 
 

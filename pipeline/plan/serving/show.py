@@ -66,7 +66,7 @@ def derivations(answer: Answer, name: str) -> Iterator[str]:
     chosen = [quantity for quantity in found if name.lower() in quantity.name.lower()]
     if not chosen:
         yield f"no number here is called {name!r}; there are: {', '.join(dict.fromkeys(one.name for one in found))}"
-    for quantity in chosen:
+    for quantity in dict.fromkeys(chosen):
         yield from quantity.derivation()
         yield ""
     yield from answer.remarks

@@ -4,85 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.plan.quantity import Quantity, given, total
+from pipeline.plan.quantity import Quantity, given
 from pipeline.plan.serving import evidence
-from pipeline.plan.serving.engine import CACHE_SHARE, GIB, MOST_REQUESTS, RESERVED, SEEN, Engine
-from pipeline.plan.serving.fleet import Plan
+from pipeline.plan.serving.engine import Engine, Step
+from pipeline.plan.serving.fleet import Plan, Traffic
+from pipeline.plan.serving.room import memory
 from pipeline.plan.serving.show import Table
 
 ROOFLINE = "pipeline/plan/serving/engine.py"
 QUEUE = "pipeline/plan/serving/load.py"
 ASKED = "asked for"
 HOUR = 3600.0
-
-
-def memory(engine: Engine, tokens: int) -> list[Quantity]:
-    """What a replica holds: weights, cache of a request, room for caches, largest batch."""
-    shape, gpu = engine.shape, engine.gpu
-    tensor = given("tensor-parallel size", engine.tensor, "", "chosen")
-    outside = shape.parameters - shape.layer_parameters
-    layers = Quantity(
-        "layers",
-        shape.layer_parameters * engine.precision.bytes,
-        "B",
-        "parameters of the layers x bytes a weight",
-        (
-            given("parameters of the layers", shape.layer_parameters, "parameter", shape.name),
-            given("bytes a weight", engine.precision.bytes, "", f"{engine.precision.name}, with its scales"),
-        ),
-    )
-    rest = Quantity(
-        "embeddings and output matrix",
-        outside * 2.0,
-        "B",
-        "parameters x 2 B, left in bf16",
-        (given("parameters outside the layers", outside, "parameter", shape.name),),
-    )
-    weights = total("weights", (layers, rest))
-    share = Quantity(
-        "weights on a GPU",
-        weights.value / engine.tensor,
-        "B",
-        "weights / tensor-parallel size",
-        (weights, tensor),
-    )
-    length = given("tokens of a request", tokens, "token", "input + output, " + ASKED)
-    whole = engine.cache_bytes(tokens) * engine.cache_shards
-    cache = Quantity(
-        "cache of a request", whole, "B", f"bytes of its layers in {engine.cache}", (length,), shape.name
-    )
-    cache_share = Quantity(
-        "cache of a request on a GPU",
-        engine.cache_bytes(tokens),
-        "B",
-        "cache / GPUs that divide it (with more GPUs than key-value heads they keep copies)",
-        (cache, given("GPUs that divide it", engine.cache_shards, "", shape.name)),
-        ROOFLINE,
-    )
-    usable = Quantity(
-        "memory of a GPU",
-        engine.memory_bytes,
-        "B",
-        f"{gpu.memory_gb:g} GiB x {SEEN}",
-        (given("nominal memory", gpu.memory_gb * GIB, "B", gpu.name),),
-    )
-    room = Quantity(
-        "room for caches on a GPU",
-        engine.cache_room,
-        "B",
-        f"{CACHE_SHARE} x (memory - weights - reserved)",
-        (usable, share, given("reserved", RESERVED, "B", "CUDA, communicator and activations; " + ROOFLINE)),
-        "TensorRT-LLM performance overview v0.17: kv_cache_free_gpu_mem_fraction",
-    )
-    batch = Quantity(
-        "largest batch",
-        engine.largest_batch(tokens),
-        "",
-        f"room / cache of a request, at most {MOST_REQUESTS}",
-        (room, cache_share),
-        ROOFLINE,
-    )
-    return [weights, share, cache, room, batch]
 
 
 def steady(found: Plan) -> list[tuple[Quantity, str]]:
@@ -95,19 +27,17 @@ def steady(found: Plan) -> list[tuple[Quantity, str]]:
         state.decode.total,
         "s",
         "sum of its parts",
-        tuple(
-            given(name, value, "s", ROOFLINE)
-            for name, value in (
-                ("matrices of the layers", state.decode.layers),
-                ("output matrix", state.decode.head),
-                ("attention and cache", state.decode.attention),
-                ("all-reduces", state.decode.network),
-            )
-        )
-        + _constants(engine),
+        _parts(engine, state.decode, state.running, traffic),
         ROOFLINE,
     )
-    prompt = given("what a prompt adds to a step", state.prompt, "s", ROOFLINE)
+    prompt = Quantity(
+        "what a prompt adds to a step",
+        state.prompt,
+        "s",
+        "step with its tokens - step without, by the same formulas",
+        (given("input", traffic.input, "token", ASKED), *_constants(engine)),
+        ROOFLINE,
+    )
     prompts = Quantity("share of time for prompts", state.prompts, "", "u = r e", (share, prompt), QUEUE)
     step = Quantity("mean step", state.mean_step, "s", "d / (1 - u)", (decode, prompts), QUEUE)
     first_step = Quantity(
@@ -248,6 +178,64 @@ def beside(found: Sequence[Plan]) -> Table:
         )
     headings = ("TP", "largest batch", "requests/s", "first token", "between", "replicas", "GPUs", "an hour")
     return Table("By tensor-parallel size (TP), each with its replicas", headings, tuple(rows))
+
+
+def _parts(engine: Engine, step: Step, running: float, traffic: Traffic) -> tuple[Quantity, ...]:
+    """The parts of a decoding step with what they are computed from."""
+    shape, gpu = engine.shape, engine.gpu
+    compute, reading, network, wait = _constants(engine)
+    tensor = given("t, tensor-parallel size", engine.tensor, "", "chosen")
+    requests = given("b, requests", running, "", "Little's law")
+    peak = given("peak", engine.peak, "FLOP/s", f"{gpu.name}, dense, for {engine.precision.name}")
+    speed = given("bandwidth", gpu.bandwidth_gb_s * 1e9, "B/s", gpu.name)
+    active = given("active parameters of the layers", shape.active_layer_parameters, "parameter", shape.name)
+    whole = given("bytes of the layers", shape.layer_parameters * engine.precision.bytes, "B", shape.name)
+    head = given("parameters of the output matrix", shape.head_parameters, "parameter", shape.name)
+    length = traffic.input + traffic.output // 2
+    cache = given("cache of a request halfway, on a GPU", engine.cache_bytes(length), "B", shape.name)
+    found = [
+        Quantity(
+            "matrices of the layers",
+            step.layers,
+            "s",
+            "max(2 active b / (peak compute), bytes read / (bandwidth memory)) / t",
+            (active, requests, peak, compute, whole, speed, reading, tensor),
+            ROOFLINE,
+        ),
+        Quantity(
+            "output matrix",
+            step.head,
+            "s",
+            "the same for the output matrix, in bf16",
+            (head, requests, speed, reading, tensor),
+            ROOFLINE,
+        ),
+        Quantity(
+            "reading caches",
+            step.attention,
+            "s",
+            "b cache / (bandwidth memory)",
+            (requests, cache, speed, reading),
+            ROOFLINE,
+        ),
+    ]
+    if engine.tensor > 1:
+        link = given("link, one way", gpu.link(engine.tensor), "B/s", gpu.name)
+        width, depth = (
+            given("width", shape.width, "", shape.name),
+            given("layers", shape.depth, "", shape.name),
+        )
+        found.append(
+            Quantity(
+                "all-reduces",
+                step.network,
+                "s",
+                "layers (2 x 2 B b width 2 (t-1)/t / (link network) + wait)",
+                (depth, requests, width, tensor, link, network, wait),
+                ROOFLINE,
+            )
+        )
+    return tuple(found)
 
 
 def _constants(engine: Engine) -> tuple[Quantity, ...]:

@@ -183,7 +183,7 @@ def sampling(options: argparse.Namespace) -> int:
 
 def fleet(options: argparse.Namespace) -> int:
     """Replicas, GPUs, latencies and money for given traffic."""
-    from pipeline.plan.serving import choices, evidence, statement
+    from pipeline.plan.serving import choices, evidence, room, statement
     from pipeline.plan.serving import fleet as fleets
 
     traffic = fleets.Traffic(
@@ -206,7 +206,7 @@ def fleet(options: argparse.Namespace) -> int:
     held = choices.holding(tried, tokens, _gpus())
     found = fleets.plan(traffic, held, _hourly(gpu, options.price, "--price"))
     best = found[0]
-    lines = [(quantity, "") for quantity in statement.memory(best.engine, tokens)]
+    lines = [(quantity, "") for quantity in room.memory(best.engine, tokens)]
     answer = Answer(
         f"{best.gpus} x {gpu.name}, {best.engine.tensor} a replica, for {traffic.rate:g} requests/s of {shape.name} in {precision.name}, "
         f"{traffic.input} tokens in and {traffic.output} out, cache in {cache}",

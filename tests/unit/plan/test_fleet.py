@@ -274,6 +274,19 @@ def test_every_prediction_stands_beside_its_held_out_error(verbs: Verbs, config:
         assert "held out: mean of" in line
 
 
+def test_a_replica_with_little_room_is_called_tight(verbs: Verbs, config: str) -> None:
+    _, roomy, _ = verbs("fleet", config, *WORDS.split())
+    _, tight, _ = verbs(
+        "fleet",
+        config,
+        *WORDS.replace("H100-80GB --precision fp8", "L4 --tensor-parallel 1 --precision bf16")
+        .replace("20", "1")
+        .split(),
+    )
+    assert "tight" not in roomy
+    assert "tight: " in tight
+
+
 def test_what_nothing_was_measured_of_is_said(verbs: Verbs, config: str) -> None:
     _, out, _ = verbs("fleet", config, *WORDS.replace("fp8", "nvfp4").replace("H100-80GB", "B200").split())
     assert "none of them with B200 or nvfp4" in out
@@ -281,7 +294,12 @@ def test_what_nothing_was_measured_of_is_said(verbs: Verbs, config: str) -> None
 
 def test_derivations_go_down_to_the_fitted_constants(verbs: Verbs, config: str) -> None:
     _, out, _ = verbs("fleet", config, *WORDS.split(), "--explain", "inter-token")
-    for words in ("u = r e", "attention and cache", "share of the bandwidth; fitted"):
+    for words in (
+        "u = r e",
+        "b cache / (bandwidth memory)",
+        "bandwidth: 3.35 TB/s",
+        "share of the bandwidth; fitted",
+    ):
         assert words in out
 
 
