@@ -21,13 +21,16 @@ from pipeline import verbs
 from pipeline.errors import LifecycleError
 from pipeline.graph import STAGES
 from pipeline.launch import muster
+from pipeline.plan.scaling import commands as scaling
+from pipeline.plan.serving import commands as serving
 
 EXAMPLES = """examples:
   lifecycle run                              the whole chain of recipes/llama-tiny.yaml
   lifecycle train llama-tiny --set "train.peft=lora train.lr=2e-3"
   lifecycle run my-recipe.yaml --set 'curate.sources="[{kind: jsonl, path: docs.jsonl}]"'
   lifecycle run llama-tiny --site slurm --dry-run   the jobs that would be submitted, word for word
-  lifecycle plan llama-tiny                  what would run, and why; writes nothing
+  lifecycle plan llama-tiny                  what would run, why, and what it needs; writes nothing
+  lifecycle scale train --flops 1e21         how large a model on how many tokens, by every law
   lifecycle explain llama-tiny train.lr      the value and who set it
   lifecycle diff llama-tiny 3fa9c1           two runs by settings, inputs and metrics
   lifecycle trace 127.0.0.1:8000             from what is serving back to the data
@@ -36,6 +39,7 @@ EXAMPLES = """examples:
   lifecycle rollback llama-tiny              serve the export before this one again
   lifecycle stop llama-tiny                  stop its server
 """
+SCALE = "questions that come before a recipe: how large a model, on how many tokens, served by how many GPUs"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNUSABLE = (
     errno.EACCES,
@@ -158,7 +162,21 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name != "run":
             runs.add_argument("--only", action="store_true", help="run nothing that the stage rests on")
-    verb("plan", verbs.plan, "what a run would do, and why; writes nothing", common, checks)
+    plan = verb(
+        "plan", verbs.plan, "what a run would do, why, and what it needs; writes nothing", common, checks
+    )
+    plan.add_argument("--gpus", metavar="8xH100-80GB", help="plan for these GPUs (2x8xH200: 2 machines of 8)")
+    plan.add_argument("--explain", action="store_true", help="the derivation of every number")
+    plan.add_argument("--json", action="store_true", help="for machines")
+    plan.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="time two real steps of each training stage here, and plan by them",
+    )
+    scale = added.add_parser("scale", help=SCALE, description=SCALE)
+    questions = scale.add_subparsers(dest="question", required=True, metavar="QUESTION")
+    scaling.add(questions)
+    serving.add(questions)
     verb("status", verbs.status, "the chain as it stands, and who is at work on it", common, checks)
     verb("explain", verbs.explain, "the value of a setting and the layers that set it").add_argument(
         "key", nargs="?", help="e.g. train.lr; without it, everything that differs from the defaults"

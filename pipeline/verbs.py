@@ -10,6 +10,7 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import recipe as recipes
 from pipeline.errors import LifecycleError, UserError
@@ -17,13 +18,16 @@ from pipeline.graph import STAGES, descendants
 from pipeline.layers import Origin, leaves, locate
 from pipeline.runner import inputs
 from pipeline.runner.attempt import Progress
-from pipeline.runner.chain import Chain
+from pipeline.runner.chain import Chain, Planned
 from pipeline.runner.display import duration, make_display
 from pipeline.runner.identity import SHORT
 from pipeline.runner.lease import attempts, holder_of, live_holder, silence_s
 from pipeline.runner.store import read_artifact
 from pipeline.summary import print_summary
 from pipeline.toolchains import ROOT
+
+if TYPE_CHECKING:
+    from pipeline.plan.needs import Needs
 
 LIVE = next(stage.name for stage in STAGES if stage.live)
 
@@ -112,15 +116,55 @@ def _rehearse_deployment(chain: Chain) -> int:
 
 
 def plan(options: Namespace) -> int:
-    """What would run, why, what follows, and what is reused."""
+    """What would run, why, what follows, what is reused; and what the training steps need."""
     chain = _load(options)
-    if chain.loaded.settings.site.kind == "kubernetes":
-        raise UserError(
+    planned: list[Planned] = []
+    if chain.loaded.settings.site.kind != "kubernetes":
+        inputs.check_inputs(chain.loaded)
+        planned = chain.plan()
+    elif options.calibrate:
+        raise UserError("--calibrate times steps on this machine, and this site's run elsewhere")
+    if options.calibrate:
+        from pipeline.plan.calibrate import calibrate
+
+        calibrate(chain, make_display(options.plain))
+    found = _needs(chain, planned, options)
+    if options.json:
+        from pipeline.plan.needs import plain
+
+        steps = [{"step": each.step.name, "state": each.state, "why": each.why} for each in planned]
+        print(json.dumps({"steps": steps, "needs": [plain(each) for each in found]}, indent=2))
+        return 0
+    if planned:
+        _print_planned(chain, planned)
+    else:
+        print(
             "what is done at this site is on its volume, which is not to be seen from here: a run sends every "
             "step, and those that are done are found so there; `lifecycle run ... --dry-run` shows the manifest"
         )
-    inputs.check_inputs(chain.loaded)
-    planned = chain.plan()
+    from pipeline.plan.show import lines
+
+    for line in lines(found, options.explain):
+        print(line)
+    return 0
+
+
+def _needs(chain: Chain, planned: list[Planned], options: Namespace) -> list[Needs]:
+    """Of the training steps that would run; of all, where GPUs are named or nothing is known of what is done."""
+    from pipeline.graph import TRAINING
+    from pipeline.plan.hardware import parse
+    from pipeline.plan.needs import needs
+    from pipeline.plan.place import places
+
+    fleet = parse(options.gpus) if options.gpus else None
+    every = fleet is not None or options.calibrate or options.explain or not planned
+    wanted = [step.name for step in chain.steps] if every else []
+    wanted += [each.step.name for each in planned if each.state in ("run", "resume")]
+    training = [name for name in TRAINING if name in wanted]
+    return needs(chain.loaded, training, places(chain.loaded.settings, fleet), **chain.known(planned))
+
+
+def _print_planned(chain: Chain, planned: list[Planned]) -> None:
     for item in planned:
         advice = "".join(f" ({each})" for each in item.advice)
         print(f"{item.step.name:<9} {item.state:<8} {item.why}{advice}")
@@ -132,7 +176,6 @@ def plan(options: Namespace) -> int:
         print(f"\n{len(done)} of {len(planned)} steps are reused{': ' if done else ''}{', '.join(done)}")
     if after:
         print(f"{', '.join(after)} follow, as far as the output of the steps before them changes")
-    return 0
 
 
 def status(options: Namespace) -> int:

@@ -87,6 +87,8 @@ class Needs:
         def value(of: Quantity | None) -> float | None:
             return None if of is None else of.value
 
+        known = self.prediction if self.time is not None and not self.measured else None
+        error, worst = (known.error, known.worst) if known else (None, None)
         return {
             "place": self.place.words(),
             "layout": self.layout.words(),
@@ -94,9 +96,7 @@ class Needs:
             "verdict": self.verdict.word if self.verdict else None,
             "seconds": value(self.time),
             "seconds_from": None if self.time is None else "calibration" if self.measured else "model",
-            "seconds_error": None
-            if self.prediction is None or self.measured
-            else {"mean": self.prediction.error.value, "largest": self.prediction.worst.value},
+            "seconds_error": {"mean": value(error), "largest": value(worst)} if error else None,
             "gpu_hours": value(self.gpu_hours),
             "usd": value(self.money),
         }

@@ -16,8 +16,8 @@ from typing import Any
 from pipeline import graph
 from pipeline import recipe as recipes
 from pipeline.errors import UserError
-from pipeline.plan.memory import parameters
 from pipeline.plan.scaling import sizes
+from pipeline.plan.scaling.sizes import parameters
 from pipeline.plan.scaling.sweep import FLOP_PER_TOKEN, read_listing
 from pipeline.plan.scaling.table import RUNS
 from pipeline.runner.identity import parts_of

@@ -25,12 +25,12 @@ from typing import Any
 from pipeline import recipe as recipes
 from pipeline import schema
 from pipeline.errors import UserError
-from pipeline.plan.memory import parameters
 from pipeline.plan.quantity import words
 from pipeline.plan.scaling import sizes
 from pipeline.plan.scaling.budget import positive
 from pipeline.plan.scaling.corpus import Corpus, corpus_of
 from pipeline.plan.scaling.recipes import write
+from pipeline.plan.scaling.sizes import parameters
 from pipeline.toolchains import ROOT
 
 LISTING = "sweep.json"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import math
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.plan import money
 from pipeline.plan.quantity import Quantity, given
 from pipeline.plan.scaling import laws
 from pipeline.plan.serving import optimum, plots
@@ -266,5 +266,4 @@ def _peak(gpu: Gpu, precision: str) -> Quantity:
 def _hourly(gpu: Gpu, price: float | None, option: str) -> Quantity:
     if price is not None:
         return given("price of a GPU hour", positive(price, option), "USD", option)
-    found: Quantity = importlib.import_module("pipeline.plan.money").hourly(gpu.name)
-    return found
+    return money.hourly(gpu.name)

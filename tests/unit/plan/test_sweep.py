@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 
 from pipeline import graph, recipe, schema
-from pipeline.plan.memory import parameters
 from pipeline.plan.scaling import sizes, sweep
 from pipeline.plan.scaling.corpus import corpus_of
+from pipeline.plan.scaling.sizes import parameters
+from pipeline.plan.shapes import of_recipe
 from pipeline.runner.identity import digest_of, parts_of
 from pipeline.runner.store import manifest_digest, output_digest
 from pipeline.toolchains import ROOT
@@ -255,3 +257,9 @@ def test_tokens_of_a_sequence_are_at_most_the_context(tmp_path: Path) -> None:
 def test_a_curation_of_other_settings_is_told(runs: Path) -> None:
     loaded = recipe.load("llama-tiny", ROOT, "model.vocab_size=1024")
     assert "other settings" in corpus_of(loaded, runs, None).warnings[0]
+
+
+@pytest.mark.parametrize("name", ["llama-tiny", "llama-mini", "llama-8b", "llama-70b"])
+def test_the_quick_count_of_parameters_is_that_of_the_shape(name: str) -> None:
+    model = dataclasses.replace(recipe.load(name, ROOT).settings.model, base=None)
+    assert parameters(model) == of_recipe(model).parameters
