@@ -58,7 +58,7 @@ def fit(
             args=(design,),
             jac=True,
             method="L-BFGS-B",
-            options={"maxiter": LONGEST, "ftol": 1e-12, "gtol": 1e-8, "maxcor": 20},
+            options={"maxiter": LONGEST, "ftol": 1e-12, "gtol": 1e-8},
         )
         for start in _starts(design, starts)
     ]

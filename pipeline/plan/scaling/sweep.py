@@ -1,6 +1,6 @@
 """``lifecycle scale sweep``: the recipes of an IsoFLOP sweep for a base recipe (Hoffmann et al. 2022, section 3.2).
 
-lifecycle scale sweep llama-tiny --budgets 5e11,1e12,2e12,4e12 --output sweeps/llama-tiny
+lifecycle scale sweep llama-tiny --budgets 5e11,1e12,2e12,4e12 --tokens-per-parameter 2 --held-out 1.4e13
 
 For every budget C and size N a recipe of its own: the base's data, a model of about N parameters (:mod:`~pipeline.plan.scaling.sizes`),
 and D = C / (6 N) tokens.  Its stages are ``curate`` and ``pretrain``.  All recipe files bear one name, each in a folder of its own, and a

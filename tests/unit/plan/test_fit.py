@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from pipeline.plan.scaling.many import refit
 from pipeline.plan.scaling.objective import Array, Design, objective
 from pipeline.plan.scaling.own import losses, optima, study
 from pipeline.plan.scaling.runs import Runs, read_runs
+from pipeline.toolchains import ROOT
 from tests.unit.plan.scale import TRUTH, design, measured, scale, write_runs
 
 BUDGETS = [1e18, 3e18, 1e19, 3e19]
@@ -235,3 +239,30 @@ def test_an_extrapolation_too_far_is_told(tmp_path: Path, capsys: pytest.Capture
     mine = found["laws"][0]
     assert mine["law"] == "your runs, parametric"
     assert mine["parameters_band"][0] < TRUTH.optimum(1e20)[0] < mine["parameters_band"][1]
+
+
+RUN = """
+import argparse, sys
+from pipeline.plan.scaling import commands
+parser = argparse.ArgumentParser()
+commands.add(parser.add_subparsers(required=True))
+assert not {"numpy", "scipy", "matplotlib", "omegaconf"} & set(sys.modules), "the options must be there at once"
+options = parser.parse_args(sys.argv[1:])
+sys.exit(options.call(options))
+"""
+
+
+def test_the_answer_takes_less_than_two_seconds_of_a_processor(tmp_path: Path) -> None:
+    n, d = design(BUDGETS, 5)
+    file = write_runs(tmp_path / "runs.csv", n, d, measured(n, d, 0.003, 9))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "train", "--runs", str(file), "--flops", "1e20"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    assert "your runs, parametric" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0

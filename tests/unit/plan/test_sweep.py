@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import graph, recipe, schema
-from pipeline.plan.scaling import sizes, sweep
+from pipeline.plan.scaling import commands, sizes, sweep
 from pipeline.plan.scaling.corpus import corpus_of
 from pipeline.plan.scaling.sizes import parameters
 from pipeline.plan.shapes import of_recipe
@@ -263,3 +263,10 @@ def test_a_curation_of_other_settings_is_told(runs: Path) -> None:
 def test_the_quick_count_of_parameters_is_that_of_the_shape(name: str) -> None:
     model = dataclasses.replace(recipe.load(name, ROOT).settings.model, base=None)
     assert parameters(model) == of_recipe(model).parameters
+
+
+@pytest.mark.parametrize("line", re.findall(r"lifecycle scale (sweep .*)", commands.SWEEP))
+def test_the_examples_of_the_help_work(line: str, tmp_path: Path, runs: Path) -> None:
+    output = tmp_path / "sweep"
+    assert scale(*line.split(), "--runs", str(runs), "--output", str(output)) == 0
+    assert len(list(output.glob("held-out-*/llama-tiny-sweep.yaml"))) == 1
