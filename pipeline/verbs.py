@@ -10,7 +10,7 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline import recipe as recipes
 from pipeline.errors import LifecycleError, UserError
@@ -28,7 +28,12 @@ from pipeline.toolchains import ROOT
 
 if TYPE_CHECKING:
     from pipeline.plan.needs import Needs
+    from pipeline.plan.serving.deployment import Deployment
 
+ELSEWHERE = (
+    "what is done at this site is on its volume, which is not to be seen from here: a run sends every "
+    "step, and those that are done are found so there; `lifecycle run ... --dry-run` shows the manifest"
+)
 LIVE = next(stage.name for stage in STAGES if stage.live)
 
 
@@ -119,33 +124,47 @@ def plan(options: Namespace) -> int:
     """What would run, why, what follows, what is reused; and what the training steps need."""
     chain = _load(options)
     planned: list[Planned] = []
-    if chain.loaded.settings.site.kind != "kubernetes":
-        inputs.check_inputs(chain.loaded)
-        planned = chain.plan()
+    unknown = ELSEWHERE if chain.loaded.settings.site.kind == "kubernetes" else ""
+    missing: UserError | None = None
+    if not unknown:
+        try:
+            inputs.check_inputs(chain.loaded)
+            planned = chain.plan()
+        except UserError as error:  # what the recipe needs can be said all the same
+            if options.calibrate:
+                raise
+            missing, unknown = error, f"what would run is not known: {error}"
     elif options.calibrate:
         raise UserError("--calibrate times steps on this machine, and this site's run elsewhere")
     if options.calibrate:
         from pipeline.plan.calibrate import calibrate
 
         calibrate(chain, make_display(options.plain))
-    found = _needs(chain, planned, options)
+    found, served = _needs(chain, planned, options), _served(chain, options)
     if options.json:
         from pipeline.plan.needs import plain
 
         steps = [{"step": each.step.name, "state": each.state, "why": each.why} for each in planned]
-        print(json.dumps({"steps": steps, "needs": [plain(each) for each in found]}, indent=2))
+        said: dict[str, Any] = {
+            "steps": steps,
+            "unknown": unknown or None,
+            "needs": [plain(each) for each in found],
+        }
+        said["deploy"] = served.plain() if served else None
+        print(json.dumps(said, indent=2))
         return 0
     if planned:
         _print_planned(chain, planned)
-    else:
-        print(
-            "what is done at this site is on its volume, which is not to be seen from here: a run sends every "
-            "step, and those that are done are found so there; `lifecycle run ... --dry-run` shows the manifest"
-        )
+    elif missing is None:
+        print(unknown)
     from pipeline.plan.show import lines
 
-    for line in lines(found, options.explain):
+    for line in lines(found, served, options.explain):
         print(line)
+    if missing is not None and not options.gpus:
+        raise missing
+    if missing is not None:
+        print(unknown)
     return 0
 
 
@@ -162,6 +181,18 @@ def _needs(chain: Chain, planned: list[Planned], options: Namespace) -> list[Nee
     wanted += [each.step.name for each in planned if each.state in ("run", "resume")]
     training = [name for name in TRAINING if name in wanted]
     return needs(chain.loaded, training, places(chain.loaded.settings, fleet), **chain.known(planned))
+
+
+def _served(chain: Chain, options: Namespace) -> Deployment | None:
+    """What the deployed model would hold."""
+    from pipeline.plan.hardware import parse
+    from pipeline.plan.place import places
+    from pipeline.plan.serving.deployment import deployment
+
+    recipe = chain.loaded.settings
+    if LIVE not in recipe.stages:
+        return None
+    return deployment(recipe, places(recipe, parse(options.gpus) if options.gpus else None)(LIVE))
 
 
 def _print_planned(chain: Chain, planned: list[Planned]) -> None:

@@ -212,7 +212,7 @@ def _with_libraries(need: memory.Need) -> Quantity:
 def _tokens(settings: Optimisation, work: Work, each: Quantity) -> Quantity:
     steps = given("steps", settings.max_steps)
     batch = given("sequences of a step", settings.global_batch_size * work.sequences)
-    value = settings.max_steps * settings.global_batch_size * work.sequences * work.length * work.fill
+    value = settings.max_steps * settings.global_batch_size * work.sequences * each.value
     return Quantity(
         "tokens of the run",
         value,

@@ -73,9 +73,10 @@ class Machine:
         """The machine as a reader thinks of it."""
         if self.nodes > 1:
             return f"{self.nodes} machines, each with {replace(self, nodes=1).words()}"
+        if self.gpu:
+            return f"{self.gpus} x {self.gpu.name}"
         if self.gpus:
-            kind = f" ({self.gpu.name})" if self.gpu else ""
-            return f"{self.gpus} GPU{'s' if self.gpus > 1 else ''} of {self.gpu_bytes / GB:.0f} GB{kind}"
+            return f"{self.gpus} GPU{'s' if self.gpus > 1 else ''} of {self.gpu_bytes / GB:.0f} GB"
         return f"no NVIDIA GPU and {self.main_bytes / GB:.0f} GB of memory"
 
 

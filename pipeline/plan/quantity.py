@@ -46,13 +46,19 @@ class Quantity:
     def __str__(self) -> str:
         return words(self.value, self.unit)
 
-    def derivation(self, depth: int = 0) -> Iterator[str]:
-        """Lines of the derivation, what it rests on indented below."""
+    def derivation(self, depth: int = 0, seen: set[Quantity] | None = None) -> Iterator[str]:
+        """Lines of the derivation, what it rests on indented below; what is in ``seen`` is not derived again."""
         formula = f" = {self.formula}" if self.formula else ""
         source = f"  [{self.source}]" if self.source else ""
-        yield f"{'  ' * depth}{self.name}: {self}{formula}{source}"
+        line = f"{'  ' * depth}{self.name}: {self}"
+        if self.inputs and seen is not None:
+            if self in seen:
+                yield f"{line} (above)"
+                return
+            seen.add(self)
+        yield f"{line}{formula}{source}"
         for given in self.inputs:
-            yield from given.derivation(depth + 1)
+            yield from given.derivation(depth + 1, seen)
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``: infinities and NaN, which JSON lacks, as null."""

@@ -6,16 +6,15 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.plan.needs import Needs, line_of
 from pipeline.plan.quantity import Quantity, words
+from pipeline.plan.serving.deployment import Deployment
 
 HEAD = ("step", "layout", "memory", "of", "verdict", "token/s each", "time", "GPU-hours", "money")
 LEFT = (0, 1, 4)  # columns of words
 NOTHING = "-"
 
 
-def lines(found: Sequence[Needs], explain: bool) -> Iterator[str]:
+def lines(found: Sequence[Needs], served: Deployment | None, explain: bool) -> Iterator[str]:
     """The table and what belongs to it; with ``explain``, the derivation of every number after it."""
-    if not found:
-        return
     for place, steps in _by_place(found):
         yield ""
         yield f"on {place}"
@@ -26,13 +25,23 @@ def lines(found: Sequence[Needs], explain: bool) -> Iterator[str]:
         elif not each.feasible:
             yield f"{each.stage} does not fit{'. What does, quickest first:' if each.alternatives else ''}"
             yield from (line_of(alternative) for alternative in each.alternatives)
+    if served is not None:
+        yield from ([] if found else [""])
+        yield f"served on {served.words}"
     yield from _notes(found)
     if explain:
         for each in found:
             yield ""
             yield f"{each.stage}: {each.layout.words()}"
+            seen: set[Quantity] = set()
             for quantity in each.quantities():
-                yield from quantity.derivation(1)
+                yield from quantity.derivation(1, seen)
+        if served is not None:
+            yield ""
+            yield f"served on {served.words}"
+            once: set[Quantity] = set()
+            for quantity in served.quantities:
+                yield from quantity.derivation(1, once)
 
 
 def _by_place(found: Sequence[Needs]) -> list[tuple[str, list[Needs]]]:
@@ -84,28 +93,32 @@ def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def _notes(found: Sequence[Needs]) -> Iterator[str]:
-    """What the numbers rest on, each thing once."""
-    said: dict[str, None] = {}
+    """What the numbers rest on, each thing once: speed and its limits, sequences, money."""
+    gpus = any(each.place.gpu for each in found)
+    speeds: list[str] = []
+    limits: list[str] = []
+    lengths: list[str] = []
+    money: list[str] = []
     for each in found:
         if each.measured and each.time is not None:
-            said[f"time: {each.time.source}; set-up and looks at the validation loss included"] = None
+            speeds.append(f"time: {each.time.source}; set-up and looks at the validation loss included")
         elif each.prediction is not None and each.prediction.error is not None:
             error, worst = each.prediction.error, each.prediction.worst
             largest = f", largest {worst.value:.0%}" if worst is not None else ""
-            said[f"speed: a model with a mean error of {error.value:.1%}{largest} on {error.source}"] = None
-            for limit in each.prediction.limits:
-                said[f"  {limit}"] = None
+            speeds.append(f"speed: a model with a mean error of {error.value:.1%}{largest} on {error.source}")
+            limits += [f"  {limit}" for limit in each.prediction.limits]
         elif each.verdict is not None and not each.place.gpus:
-            said["time: nothing is known of this machine; --calibrate runs two real steps of each stage"] = (
-                None
+            speeds.append(
+                "time: nothing is known of this machine; --calibrate runs two real steps of each stage"
             )
         elif each.verdict is not None:
-            said["time: the kind of GPU is not known; name it, e.g. --gpus 8xH100-80GB"] = None
+            speeds.append("time: the kind of GPU is not known; name it, e.g. --gpus 8xH100-80GB")
         if each.tokens is not None:
             length = each.tokens.inputs[-1]
-            said[f"tokens of a sequence in {each.stage}: {length} ({length.source})"] = None
+            lengths.append(f"a sequence in {each.stage}: {length.value:,.0f} tokens ({length.source})")
         if each.money is not None:
-            said[f"money: {each.money.source}"] = None
+            money.append(f"money: {each.money.source}")
         elif each.gpu_hours is not None:
-            said["money: configs/prices.yaml has no price of this kind of GPU"] = None
-    yield from said
+            money.append("money: configs/prices.yaml has no price of this kind of GPU")
+    sizes = ["memory: GB are 1e9 bytes, and a GPU of 80 has 85.5 of them for a process"] if gpus else []
+    yield from dict.fromkeys([*speeds, *limits, *lengths, *sizes, *money])

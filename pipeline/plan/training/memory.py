@@ -54,7 +54,7 @@ def need(shape: Shape, layout: Layout, work: Work, on_gpu: bool = True) -> Need:
     layout.check(shape, work)
     last, found = fullest(shape, layout, work, on_gpu)
     explained = _explained(shape, layout, work, last)
-    items = tuple(Quantity(name, value, "B", *explained[name]) for name, value in found.items())
+    items = tuple(Quantity(name, value, "B", *explained[name]) for name, value in found.items() if value)
     return Need(
         items,
         "last pipeline stage" if last else "first pipeline stage" if layout.pipeline > 1 else "every GPU",

@@ -45,6 +45,13 @@ def test_a_derivation_goes_down_to_what_was_given() -> None:
     ]
 
 
+def test_what_has_been_derived_is_not_derived_again() -> None:
+    part = Quantity("part", 2.0, "", "1 + 1", (given("one", 1.0),))
+    seen: set[Quantity] = set()
+    lines = [*part.derivation(0, seen), *Quantity("whole", 4.0, "", "2 x part", (part,)).derivation(0, seen)]
+    assert lines == ["part: 2 = 1 + 1", "  one: 1", "whole: 4 = 2 x part", "  part: 2 (above)"]
+
+
 def test_json_has_no_infinities() -> None:
     found = Quantity("time", math.inf, "s", "work / speed", (given("speed", 0.0, "FLOP/s"),)).as_dict()
     assert found["value"] is None
