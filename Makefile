@@ -43,13 +43,13 @@ ENVIRONMENTS := controller core serving gateway launch tracking nemo dev charts 
 	bench-serving
 VERBS  := plan status explain report verify chat stop cancel
 
-.PHONY: help run $(STAGES) $(VERBS) rollback fetch diff trace gc env clean-env test lint test-unit test-faults-short \
+.PHONY: help run $(STAGES) $(VERBS) rollback fetch diff trace gc scale env clean-env test lint test-unit test-faults-short \
 	test-faults test-stages test-gateway test-launch test-deploy test-e2e test-full slurm compose debian-tools bench-controller \
 	bench-curation bench-training bench-llama-server bench-serving bench-overhead bench-serve soak locks
 
 help:
 	@sed -n '2,12s/^# \{0,1\}//p' Makefile
-	@echo "verbs: run $(STAGES) $(VERBS) rollback fetch diff trace gc"
+	@echo "verbs: run $(STAGES) $(VERBS) rollback fetch diff trace gc scale"
 	@echo "and: test test-faults test-full lint env clean-env soak"
 	@echo "     bench-controller bench-curation bench-training bench-serving bench-overhead bench-serve"
 
@@ -82,6 +82,10 @@ trace: $(CONTROLLER)
 
 gc: $(CONTROLLER)
 	@$(call BARE,gc)
+
+# Questions that come before a recipe, e.g. ASK="train --flops 1e21"; without one, which there are.
+scale: $(CONTROLLER)
+	@$(VENVS)/controller/bin/python -m pipeline scale $(or $(ASK),--help)
 
 # ---------------------------------------------------------------------- environments
 

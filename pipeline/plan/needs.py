@@ -91,6 +91,7 @@ class Needs:
         error, worst = (known.error, known.worst) if known else (None, None)
         return {
             "place": self.place.words(),
+            "gpus": self.place.gpus * self.place.nodes,
             "layout": self.layout.words(),
             "memory_bytes": value(self.memory),
             "verdict": self.verdict.word if self.verdict else None,

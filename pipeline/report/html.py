@@ -137,6 +137,7 @@ def _stage(manifest: Manifest, defaults: dict[str, Any], markup: Any) -> dict[st
         "output_digest": manifest["output_digest"],
         "made_by": manifest["made_by"],
         "attempts": manifest.get("attempts", []),
+        "planned": _planned(manifest),
         "parents": manifest["parents"],
         "changed": own,
         "rest": {key: value for key, value in settings.items() if key not in own},
@@ -144,6 +145,41 @@ def _stage(manifest: Manifest, defaults: dict[str, Any], markup: Any) -> dict[st
         "files": len(files),
         "bytes": sum(entry["bytes"] for entry in files.values()),
         "parity": manifest["metrics"] if "prompts" in manifest["metrics"] else None,
+    }
+
+
+def _planned(manifest: Manifest) -> dict[str, Any] | None:
+    """What was planned for a step beside what came of it: rows of words, and a reason why it was run all the same."""
+    plan = manifest.get("plan")
+    if not plan:
+        return None
+    rows = []
+    if plan.get("seconds"):
+        basis = "two real steps" if plan["seconds_from"] == "calibration" else "the model of throughput"
+        error = plan.get("seconds_error")
+        basis += f", mean held-out error {error['mean']:.0%}" if error else ""
+        rows.append(
+            (
+                "time",
+                duration(plan["seconds"]),
+                duration(manifest["seconds"]),
+                manifest["seconds"] / plan["seconds"],
+                basis,
+            )
+        )
+    if plan.get("memory_bytes"):
+        planned, peak = plan["memory_bytes"], manifest["peak_memory_gb"] * 1e9
+        at_gpus = bool(plan["gpus"])
+        basis = (
+            "of a GPU; beside it main memory" if at_gpus else "of a process; beside it its resident memory"
+        )
+        rows.append(("memory", size(planned), size(peak), None if at_gpus else peak / planned, basis))
+    return {
+        "rows": rows,
+        "place": plan.get("place", ""),
+        "layout": plan.get("layout", ""),
+        "verdict": plan["verdict"],
+        "override_reason": plan.get("override_reason"),
     }
 
 

@@ -230,6 +230,42 @@ def test_interrupting_the_controller_ends_the_step_and_says_how_to_go_on(
     assert "resume" in lifecycle("plan", settings=longer)
 
 
+def test_a_calibration_times_real_steps_publishes_nothing_and_is_held_to_the_run(
+    chain: Lifecycle, tmp_path: Path
+) -> None:
+    lifecycle = chain.copy(tmp_path, ("curate", "pretrain"))
+    root = lifecycle.runs / "llama-mini"
+    settings = "train.max_steps=90"
+    output = lifecycle("plan", "--calibrate", settings=settings)
+    assert "align     not measured: train has to run first" in output
+    assert re.search(r"\ntrain +1 process, micro batch 8 of 16 .* fits +\S+ (s|min)\n", output)
+    assert "time: measured on " in output
+    assert "2 steps on" in output
+    assert {path.name for path in root.iterdir()} == {"curate", "pretrain", "calibration.json"}
+    lifecycle("train", settings=settings)
+    found = json.loads((lifecycle.latest("train") / "manifest.json").read_text())
+    planned = found["plan"]
+    assert (planned["seconds_from"], planned["verdict"], planned["override_reason"]) == (
+        "calibration",
+        "fits",
+        None,
+    )
+    assert 1 / 3 < planned["seconds"] / found["seconds"] < 3
+    # Another step is another measurement.
+    other = lifecycle("plan", settings="train.max_steps=91")
+    assert "nothing is known of this machine" in other
+
+
+def test_two_processes_are_timed_together(chain: Lifecycle, tmp_path: Path) -> None:
+    lifecycle = chain.copy(tmp_path, ("curate",))
+    lifecycle("plan", "--calibrate", settings="launch.processes=2 pretrain.parallel.strategy=fsdp2")
+    found = json.loads((lifecycle.runs / "llama-mini" / "calibration.json").read_text())["pretrain"]
+    assert (found["processes"], found["steps"], found["max_steps"]) == (2, 2, 60)
+    assert 0 < found["step_s"] < 20
+    # The tokens of a step are those of both processes.
+    assert found["tokens"] == pytest.approx(found["run_tokens"] / found["max_steps"], rel=0.5)
+
+
 def test_the_gate_stops_the_chain_and_an_override_is_recorded(chain: Lifecycle, tmp_path: Path) -> None:
     closed = "gate.min_style_accuracy_rise=0.99"
     output = chain("export", settings=closed, code=3)

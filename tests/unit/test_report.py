@@ -129,6 +129,44 @@ def test_an_overridden_gate_cannot_be_missed() -> None:
     assert "too bad" in page
 
 
+def test_the_plan_stands_beside_what_came_of_it() -> None:
+    plan = {
+        "place": "no NVIDIA GPU and 25 GB of memory",
+        "gpus": 0,
+        "layout": "1 process, micro batch 64 of 64",
+        "memory_bytes": 1.2e9,
+        "verdict": "fits",
+        "seconds": 50.0,
+        "seconds_from": "calibration",
+        "seconds_error": None,
+        "override_reason": None,
+    }
+    page = render([CURATE, manifest("train", plan=plan)], {})
+    assert "two real steps" in page
+    time, memory = re.findall(r"<tr><td>(?:time|memory)</td>(.*?)</tr>", page, re.DOTALL)
+    assert re.findall(r'num">([^<]*)<', time) == ["50 s", "1 min 01 s", "1.22"]
+    assert re.findall(r'num">([^<]*)<', memory) == ["1.2 GB", "1.5 GB", "1.25"]
+    gpus = {
+        **plan,
+        "place": "8 x H100-80GB",
+        "gpus": 8,
+        "seconds_from": "model",
+        "seconds_error": {"mean": 0.04, "largest": 0.15},
+    }
+    page = render(
+        [CURATE, manifest("train", plan={**gpus, "verdict": "does not fit", "override_reason": "a <try>"})],
+        {},
+    )
+    assert "mean held-out error 4%" in page
+    assert "was overridden" in page
+    assert "a &lt;try&gt;" in page
+    # Of an export that was too large for main memory only the reason is known.
+    page = render(
+        [CURATE, manifest("export", plan={"verdict": "it holds 71 GB", "override_reason": "swap"})], {}
+    )
+    assert "Reason given: swap" in page
+
+
 def test_a_stage_made_from_an_earlier_parent_is_pointed_out() -> None:
     words = "was made from an earlier curate"
     assert words not in render([CURATE, ALIGN], {})
