@@ -91,10 +91,14 @@ def machine_words(machine: dict[str, Any]) -> str:
 def calibrate(chain: Chain, display: Display) -> dict[str, Measured]:
     """Measure every training step of AutoModel's whose parents are there; returns and keeps what was found.
 
-    Raises :class:`LifecycleError` of the kind of a step's failure, and :class:`UserError` where a toolchain is missing.
+    Raises :class:`LifecycleError` of the kind of a step's failure, and :class:`UserError` where a toolchain is missing or a
+    step does not fit here.
     """
+    from pipeline.plan import site
+
     found = read(chain.store.root)
     planned = {each.step.name: each for each in chain.plan()}
+    site.check(chain.loaded, [name for name in TRAINING if name in planned])
     for name in (stage for stage in TRAINING if stage in planned):
         settings = getattr(chain.loaded.settings, name)
         if getattr(settings, "engine", "automodel") != "automodel":

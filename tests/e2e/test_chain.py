@@ -250,7 +250,8 @@ def test_a_calibration_times_real_steps_publishes_nothing_and_is_held_to_the_run
         "fits",
         None,
     )
-    assert 1 / 3 < planned["seconds"] / found["seconds"] < 3
+    # Whatever else the machine does in one of the two; how near it comes on a quiet one is in docs/planning.md.
+    assert 1 / 8 < planned["seconds"] / found["seconds"] < 8
     # Another step is another measurement.
     other = lifecycle("plan", settings="train.max_steps=91")
     assert "nothing is known of this machine" in other
@@ -258,7 +259,15 @@ def test_a_calibration_times_real_steps_publishes_nothing_and_is_held_to_the_run
 
 def test_two_processes_are_timed_together(chain: Lifecycle, tmp_path: Path) -> None:
     lifecycle = chain.copy(tmp_path, ("curate",))
-    lifecycle("plan", "--calibrate", settings="launch.processes=2 pretrain.parallel.strategy=fsdp2")
+    two = "launch.processes=2 pretrain.parallel.strategy=fsdp2"
+    refused = lifecycle("plan", "--calibrate", settings=two, code=2)
+    assert "is not 2 data-parallel ranks" in refused
+    assert "starts" not in refused
+    lifecycle(
+        "plan",
+        "--calibrate",
+        settings=f"{two} pretrain.micro_batch_size=8 train.micro_batch_size=4 align.micro_batch_size=4",
+    )
     found = json.loads((lifecycle.runs / "llama-mini" / "calibration.json").read_text())["pretrain"]
     assert (found["processes"], found["steps"], found["max_steps"]) == (2, 2, 60)
     assert 0 < found["step_s"] < 20
