@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,8 @@ def train(step: Step, work: Run) -> dict[str, Any]:
     recipe = build(step, work)
     recipe.setup()
     if recipe.step_scheduler.step < recipe.step_scheduler.max_steps:
-        recipe.run_train_validation_loop()
+        with _measured(step, recipe):
+            recipe.run_train_validation_loop()
     if recipe.step_scheduler.step < recipe.step_scheduler.max_steps:
         if recipe.dist_env.is_main:
             step.message("stopped after writing a checkpoint")
@@ -156,6 +158,15 @@ def train(step: Step, work: Run) -> dict[str, Any]:
     figures: dict[str, Any] = {**recipe.final_figures(), "precision": settings.precision}
     publish.publish(step, settings, recipe.model_parts[0], work)
     return figures
+
+
+def _measured(step: Step, recipe: Any) -> AbstractContextManager[None]:
+    """Measures what training holds in memory where the job asks for it (:mod:`.footprint`)."""
+    if not step.extra.get("footprint"):
+        return nullcontext()
+    from pipeline.engines.automodel import footprint
+
+    return footprint.measured(step, recipe)
 
 
 def build(step: Step, work: Run) -> Any:
