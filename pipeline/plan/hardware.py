@@ -28,7 +28,9 @@ from pipeline.positions import key_lines
 TABLE = Path(__file__).resolve().parents[2] / "configs" / "gpus.yaml"
 VARIABLE = "LIFECYCLE_GPUS"
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8", "nvfp4")
-GB = 1e9
+GB, GIB = 1e9, 2.0**30
+DRIVER = 0.005
+CHECKED = ("L40S", "L4", "A40", "A10", "A10G", "T4")  # GDDR6 with error correction
 MOST = 1_000_000  # GPUs; more than anyone has in one place, and what a typing error makes
 
 # Numbers of one kind, and the least that makes sense.
@@ -70,8 +72,12 @@ class Gpu:
 
     @property
     def memory_bytes(self) -> float:
-        """Bytes of memory."""
-        return self.memory_gb * GB
+        """Bytes that a process can have.
+
+        A GPU's memory is its name's figure in GiB, of which the driver keeps some: an 80 GB H100 reports 79.65 GiB, a 141 GB
+        H200 140.4 (``nvidia-smi``).  Of GDDR6 with error correction, a sixteenth goes to check bits.
+        """
+        return self.memory_gb * GIB * (1 - DRIVER) * (15 / 16 if self.name in CHECKED else 1)
 
     @property
     def bandwidth(self) -> float:

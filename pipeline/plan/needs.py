@@ -21,7 +21,7 @@ from pipeline.graph import TRAINING
 from pipeline.plan import money
 from pipeline.plan.calibrate import Measured
 from pipeline.plan.data import looks, sequence_tokens
-from pipeline.plan.hardware import Gpu
+from pipeline.plan.hardware import GIB, Gpu
 from pipeline.plan.hardware import gpu as gpu_of
 from pipeline.plan.place import Machine
 from pipeline.plan.quantity import Quantity, given
@@ -30,7 +30,7 @@ from pipeline.plan.shapes.shape import Shape
 from pipeline.plan.training import memory, search, speed
 from pipeline.plan.training.layout import Layout, Work
 from pipeline.plan.training.settings import engine_of, paste, read
-from pipeline.plan.training.verdict import GIB, Verdict, against
+from pipeline.plan.training.verdict import Verdict, against
 from pipeline.recipe import LoadedRecipe
 from pipeline.schema.training import Optimisation
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import schema
 from pipeline.errors import UserError
-from pipeline.plan.hardware import Gpu
+from pipeline.plan import hardware
 from pipeline.plan.place import Machine
 from pipeline.plan.quantity import Quantity, given
 from pipeline.plan.serving import evidence, room
@@ -52,32 +52,36 @@ def deployment(recipe: schema.Recipe, place: Machine) -> Deployment | None:
     length = export.serving.max_length or recipe.model.context
     if not TARGETS[export.target].gpu:
         return _on_processors(shape, export, length, place)
-    gpu = _serving_gpu(export, place)
+    serving = export.serving
+    tensor, count = serving.tensor, serving.tensor * serving.pipeline
+    try:
+        gpu = hardware.gpu(export.gpu) if export.gpu else place.gpu
+    except UserError:
+        words = f"{count} x {export.gpu} (export.gpu), of which configs/gpus.yaml knows nothing"
+        return Deployment(words, "unknown", ())
     if gpu is None:
         return None
     weights = ALIKE.get(export.weights, export.weights)
     if weights not in PRECISIONS:
         raise UserError(f"export.weights = {export.weights}: the planner knows {', '.join(PRECISIONS)}")
+    for name, parts, of in (("tensor", tensor, shape.heads), ("pipeline", serving.pipeline, shape.depth)):
+        if of and of % parts:
+            raise UserError(
+                f"export.serving.{name} = {parts} does not divide the {of} {'heads' if name == 'tensor' else 'layers'}"
+            )
     cache = "fp8" if export.kv_cache == "fp8" else "bf16"
-    count = export.serving.tensor * export.serving.pipeline
-    engine = Engine(shape, gpu, PRECISIONS[weights], cache, count, evidence.efficiency())
+    engine = Engine(shape, gpu, PRECISIONS[weights], cache, tensor, evidence.efficiency(), serving.pipeline)
     found = room.memory(engine, length)
     batch = engine.largest_batch(length)
-    told = min(batch, export.serving.max_batch_size)
-    verdict = NOT if batch < 1 else word((engine.weight_bytes / count) / engine.memory_bytes)
-    words = (
-        f"{count} x {gpu.name}, {export.weights}: {found[1]} of weights on each GPU, {found[3]} for caches; "
-        f"{told:,} requests of {length:,} tokens at once: {verdict}"
-    )
+    told = min(batch, serving.max_batch_size)
+    own = f"{count} x {gpu.name}{' (export.gpu)' if export.gpu else ''}, {export.weights}: {found[1]} of weights on each GPU"
+    if batch < 1:
+        return Deployment(
+            f"{own}, which has {Quantity('', engine.memory_bytes, 'B')}: {NOT}", NOT, tuple(found)
+        )
+    verdict = word(engine.weight_bytes / count / engine.memory_bytes)
+    words = f"{own}, {found[3]} for caches; {told:,} requests of {length:,} tokens at once: {verdict}"
     return Deployment(words, verdict, tuple(found))
-
-
-def _serving_gpu(export: schema.Export, place: Machine) -> Gpu | None:
-    if export.gpu is None:
-        return place.gpu
-    from pipeline.plan import hardware
-
-    return hardware.gpu(export.gpu)
 
 
 def _on_processors(shape: Shape, export: schema.Export, length: int, place: Machine) -> Deployment:

@@ -26,8 +26,6 @@ from dataclasses import dataclass
 from pipeline.errors import UserError
 from pipeline.plan.serving.interfaces import Gpu, Shape
 
-GIB = 2.0**30
-SEEN = 0.99  # of a GPU's nominal GiB, what the driver shows: 81,559 of 81,920 MiB on an H100
 RESERVED = 3e9  # bytes: CUDA context, NCCL, activations and logits of a step
 CACHE_SHARE = 0.95
 MOST_REQUESTS = 4096
@@ -107,6 +105,7 @@ class Engine:
     cache: str
     tensor: int
     efficiency: Efficiency
+    stages: int = 1  # groups of layers, each on GPUs of its own
 
     def __post_init__(self) -> None:
         if self.precision.name not in computes(self.gpu):
@@ -129,12 +128,12 @@ class Engine:
     @property
     def memory_bytes(self) -> float:
         """Bytes that one GPU has."""
-        return self.gpu.memory_gb * GIB * SEEN
+        return self.gpu.memory_bytes
 
     @property
     def cache_room(self) -> float:
         """Bytes for the cache on one GPU; negative where the weights do not fit."""
-        return CACHE_SHARE * (self.memory_bytes - RESERVED - self.weight_bytes / self.tensor)
+        return CACHE_SHARE * (self.memory_bytes - RESERVED - self.weight_bytes / (self.tensor * self.stages))
 
     @property
     def cache_shards(self) -> int:
@@ -145,7 +144,7 @@ class Engine:
 
     def cache_bytes(self, tokens: int) -> float:
         """Bytes of a request's cache on one GPU."""
-        return self.shape.cache_bytes(tokens, CACHE_BYTES[self.cache]) / self.cache_shards
+        return self.shape.cache_bytes(tokens, CACHE_BYTES[self.cache]) / (self.cache_shards * self.stages)
 
     def largest_batch(self, tokens: int) -> int:
         """Requests of so many tokens, input and output, that run at once; 0 where not even one fits."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.plan.quantity import Quantity, given, total
-from pipeline.plan.serving.engine import CACHE_SHARE, GIB, MOST_REQUESTS, RESERVED, SEEN, Engine
+from pipeline.plan.serving.engine import CACHE_SHARE, MOST_REQUESTS, RESERVED, Engine
 
 ROOFLINE = "pipeline/plan/serving/engine.py"
 ASKED = "asked for"
@@ -32,15 +32,18 @@ def memory(engine: Engine, tokens: int) -> list[Quantity]:
         (given("parameters outside the layers", outside, "parameter", shape.name),),
     )
     weights = total("weights", (layers, rest))
+    stages = given("pipeline stages", engine.stages, "", "chosen")
     share = Quantity(
         "weights on a GPU",
-        weights.value / engine.tensor,
+        weights.value / (engine.tensor * engine.stages),
         "B",
-        "weights / tensor-parallel size",
-        (weights, tensor),
+        "weights / (tensor-parallel size x pipeline stages)"
+        if engine.stages > 1
+        else "weights / tensor-parallel size",
+        (weights, tensor, stages) if engine.stages > 1 else (weights, tensor),
     )
     length = given("tokens of a request", tokens, "token", "input + output, " + ASKED)
-    whole = engine.cache_bytes(tokens) * engine.cache_shards
+    whole = engine.cache_bytes(tokens) * engine.cache_shards * engine.stages
     cache = Quantity(
         "cache of a request", whole, "B", f"bytes of its layers in {engine.cache}", (length,), shape.name
     )
@@ -49,15 +52,14 @@ def memory(engine: Engine, tokens: int) -> list[Quantity]:
         engine.cache_bytes(tokens),
         "B",
         "cache / GPUs that divide it (with more GPUs than key-value heads they keep copies)",
-        (cache, given("GPUs that divide it", engine.cache_shards, "", shape.name)),
+        (cache, given("GPUs that divide it", engine.cache_shards * engine.stages, "", shape.name)),
         ROOFLINE,
     )
-    usable = Quantity(
+    usable = given(
         "memory of a GPU",
         engine.memory_bytes,
         "B",
-        f"{gpu.memory_gb:g} GiB x {SEEN}",
-        (given("nominal memory", gpu.memory_gb * GIB, "B", gpu.name),),
+        f"{gpu.name}: {gpu.memory_gb:g} GiB less the driver's part",
     )
     room = Quantity(
         "room for caches on a GPU",

@@ -1,7 +1,6 @@
 """Whether a step fits on its GPUs: up to 90% of their memory it fits, up to 100% it is tight, above it does not fit.
 
-A GPU's memory is its name's figure in GiB, of which the driver keeps some: an 80 GB H100 reports 79.65 GiB, a 141 GB H200
-140.4 (``nvidia-smi``).  Of GDDR6 with error correction, a sixteenth goes to check bits.  The tenth that is kept free is for what the
+What a process can have is :attr:`pipeline.plan.hardware.Gpu.memory_bytes`.  The tenth that is kept free is for what the
 estimate leaves out: uneven experts and sequences, a library's workspaces, another process on the GPU.
 """
 
@@ -14,14 +13,11 @@ from pipeline.plan.quantity import Quantity, given
 
 FITS, TIGHT, NOT = "fits", "tight", "does not fit"
 COMFORTABLE = 0.9
-GIB = 2**30
-DRIVER = 0.005
-CHECKED = ("L40S", "L4", "A40", "A10", "A10G", "T4")  # GDDR6 with error correction
 
 
 def room(gpu: Gpu) -> float:
     """Bytes of a GPU that a process can have."""
-    return gpu.memory_gb * GIB * (1 - DRIVER) * (15 / 16 if gpu.name in CHECKED else 1)
+    return gpu.memory_bytes
 
 
 def word(share: float) -> str:
@@ -46,7 +42,7 @@ def judge(total: Quantity, gpu: Gpu) -> Verdict:
     """The verdict on so many bytes on each GPU."""
     return against(
         total,
-        given("GPU memory", room(gpu), "B", f"{gpu.name}, {gpu.memory_gb:g} GiB less the driver's part"),
+        given("GPU memory", room(gpu), "B", f"{gpu.name}: {gpu.memory_gb:g} GiB less the driver's part"),
     )
 
 
