@@ -120,6 +120,9 @@ def _distributed(parallel: Parallel, precision: str) -> dict[str, Any]:
     if parallel.strategy == "ddp":
         return found
     found |= {"tp_size": parallel.tensor, "cp_size": parallel.context, "sequence_parallel": parallel.sequence}
+    # AutoModel would scatter gradients once a step, and until then keep whole ones in fp32 in every process: 282 GB of
+    # a 70B model, where sharding is asked for because a GPU has 80.
+    found["defer_fsdp_grad_sync"] = False
     if precision == "fp32":
         found["mp_policy"] = {
             "_target_": "torch.distributed.fsdp.MixedPrecisionPolicy",

@@ -177,15 +177,13 @@ def test_every_item_is_what_was_predicted(runs: tuple[int, Path], subtests: pyte
                         item: held[item]
                         for item in ("weights", "adapters", "reference", "gradients", "optimiser", "buckets")
                     },
-                    **{
-                        item: batch["bytes"][item]
-                        for item in ("activations", "logits", "buffers", "unsharded")
-                    },
+                    **{item: batch["bytes"][item] for item in ("activations", "logits", "buffers")},
                     "passing": batch["bytes"]["peak"],
                 }
                 figures = {item: getattr(ours, item) for item in measured}
                 assert figures == {item: pytest.approx(value, rel=WITHIN) for item, value in measured.items()}
                 assert measured["activations"] > 3 * held["weights"]  # or nothing much was held to account
+                assert batch["bytes"]["unsharded"] <= held["gradients"] / 2  # FSDP2 keeps no whole ones
                 assert found["rss"] > ours.peak
 
 

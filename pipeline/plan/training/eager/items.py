@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.plan.training.eager.buffers import REDUCED, copied_bytes, gathered_bytes
+from pipeline.plan.training.eager.buffers import copied_bytes, gathered_bytes
 from pipeline.plan.training.eager.loss import logits_bytes
 from pipeline.plan.training.eager.moments import moments, passing_bytes
 from pipeline.plan.training.eager.setting import Batch, adapter_parameters, parameters, setting_of
 from pipeline.schema.training import Align, Model, Optimisation, Reward
 
+WITHOUT_REFERENCE = ("simpo", "orpo")  # losses
 NF4 = 0.55  # bytes a weight, with its scales (Dettmers et al. 2023, section 3)
 
 
@@ -26,8 +27,7 @@ class Footprint:
     logits: float
     buffers: float  # gathered by FSDP2 and being scattered, and bf16 copies of fp32 weights
     buckets: float  # DDP's
-    unsharded: float  # whole gradients between the micro batches of a step (FSDP2)
-    passing: float  # the highest moment of gradients, activations, logits, buffers and unsharded gradients together
+    passing: float  # the highest moment of gradients, activations, logits and buffers together
 
     @property
     def standing(self) -> float:
@@ -54,34 +54,26 @@ def footprint(
     quantised = (base - embedded) * NF4 + embedded * held if peft == "qlora" else base * held
     weights = quantised / (shape.tensor * ranks)
     trained = (own if setting.adapted else base) / shape.tensor
-    frozen = (
-        isinstance(settings, Align)
-        and not setting.adapted
-        and (settings.exact_kl or settings.reference == "live")
-    )
-    live = (
-        isinstance(settings, Align)
-        and settings.reference == "live"
-        and settings.loss not in ("simpo", "orpo")
-    )
-    rounds = settings.global_batch_size / (
-        settings.micro_batch_size * max(1, processes // (shape.tensor * shape.context))
-    )
-    buffers = (
-        gathered_bytes(setting, ranks, 1 + (frozen and live)) if sharded else copied_bytes(setting, live)
-    )
+    live = copied = False  # the reference, and whether it is a frozen copy
+    if isinstance(settings, Align):
+        live = settings.reference == "live" and settings.loss not in WITHOUT_REFERENCE
+        copied = not setting.adapted and (live or settings.exact_kl)
+    data = max(1, processes // (shape.tensor * shape.context))
+    rounds = settings.global_batch_size / (settings.micro_batch_size * data)
+    if sharded:
+        buffers = gathered_bytes(setting, ranks, models=1 + (copied and live))
+    else:
+        buffers = copied_bytes(setting, live)
     gradients = trained * held / ranks
-    unsharded = REDUCED * trained if sharded and rounds > 1 else 0.0
     return Footprint(
         weights=weights,
         adapters=own * held / (shape.tensor * ranks),
-        reference=weights if frozen else 0.0,
+        reference=weights if copied else 0.0,
         gradients=gradients,
         optimiser=2 * trained * held / ranks,
         activations=max(moments(setting, live).values()),
         logits=logits_bytes(setting, live),
         buffers=buffers,
         buckets=trained * held if processes > 1 and not sharded else 0.0,
-        unsharded=unsharded,
-        passing=passing_bytes(setting, live, buffers, gradients, unsharded, accumulated=rounds > 1),
+        passing=passing_bytes(setting, live, buffers, gradients, accumulated=rounds > 1),
     )

@@ -9,9 +9,7 @@ from pipeline.plan.training.eager.loss import logits_bytes, pending
 from pipeline.plan.training.eager.setting import Setting
 
 
-def passing_bytes(
-    setting: Setting, live: bool, buffers: float, gradients: float, unsharded: float, accumulated: bool
-) -> float:
+def passing_bytes(setting: Setting, live: bool, buffers: float, gradients: float, accumulated: bool) -> float:
     """The highest moment of all that comes and goes.
 
     Logits are at their highest with what the forward pass kept, and gone in the backward pass, but for the
@@ -23,7 +21,7 @@ def passing_bytes(
     during = max(during, found.pop("reference", -scored) + scored)
     after = max(found.values()) + pending(setting)
     both = max(during, after) + buffers
-    return both + (unsharded or gradients) if accumulated else max(both, gradients + buffers)
+    return both + gradients if accumulated else max(both, gradients + buffers)
 
 
 def moments(setting: Setting, live: bool = False) -> dict[str, float]:
@@ -48,9 +46,8 @@ def moments(setting: Setting, live: bool = False) -> dict[str, float]:
     product = total(t for t in terms if t.name == "gated product")
     gradient = stream  # of the stream, which the residual connection hands on
     found["gated product"] = tokens * (before + recomputed("mlp") - product + gradient + 3 * b * inner)
-    output = total(
-        t for t in terms if t.name == ("attention's output" if setting.scores else "output without padding")
-    )
+    copied = "attention's output" if setting.scores else "output without padding"
+    output = total(t for t in terms if t.name == copied)
     scores = 2 * 2 * setting.scores / setting.tensor
     found["attention"] = tokens * (
         before + recomputed("attention") - output + gradient + 2 * b * queries + scores
@@ -62,9 +59,8 @@ def _kept(setting: Setting, terms: list[Term]) -> tuple[float, Callable[[str], f
     """Bytes a token that all layers keep, and what is there besides in the last layer's backward pass by its part."""
     depth, stream = setting.model.layers, setting.stream * setting.model.hidden_size / setting.narrow
     after = total(terms, "norm2", "mlp")  # gone when attention's backward pass is at its highest
-    shared = (
-        0.0 if setting.mode == "bf16" else stream
-    )  # the input that a norm keeps is the one that a checkpoint does
+    # The input that a norm keeps is the one that a checkpoint does.
+    shared = 0.0 if setting.mode == "bf16" else stream
     if setting.kept == "none":
         before = total(layer(setting, first=True)) + (depth - 1) * total(terms)
         return before, lambda part: 0.0 if part == "mlp" else -after
@@ -79,11 +75,9 @@ def _kept(setting: Setting, terms: list[Term]) -> tuple[float, Callable[[str], f
         inputs = 4 * depth - (1 if setting.adapted else 0)
         return inputs * stream, lambda part: own[part] - (0.0 if part == "mlp" else 2 * stream)
     cached = products(setting)
-    given = sum(
-        term.bytes
-        for term in terms
-        if term.name == "normalisers" or (term.name == "attention's output" and not setting.scores)
-    ) + (setting.element * setting.model.hidden_size / setting.tensor if setting.scores else 0.0)
+    given = total(term for term in terms if term.name in ("normalisers", "attention's output"))
+    if setting.scores:  # the product with the values, before it is made contiguous
+        given = setting.element * setting.model.hidden_size / setting.tensor
     # Taken from the cache in computing the layer again; the last matrix is not computed again.
     taken = given + sum(bytes_ for name, bytes_ in cached if not name.startswith("down_proj"))
     again = total(terms) - shared - taken
