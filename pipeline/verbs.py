@@ -131,7 +131,7 @@ def plan(options: Namespace) -> int:
             inputs.check_inputs(chain.loaded)
             planned = chain.plan()
         except UserError as error:  # what the recipe needs can be said all the same
-            if options.calibrate:
+            if options.calibrate or not _unfetched(chain):
                 raise
             missing, unknown = error, f"what would run is not known: {error}"
     elif options.calibrate:
@@ -152,20 +152,28 @@ def plan(options: Namespace) -> int:
         }
         said["deploy"] = served.plain() if served else None
         print(json.dumps(said, indent=2))
-        return 0
-    if planned:
+    elif planned:
         _print_planned(chain, planned)
     elif missing is None:
         print(unknown)
-    from pipeline.plan.show import lines
+    if not options.json:
+        from pipeline.plan.show import lines
 
-    for line in lines(found, served, options.explain):
-        print(line)
+        for line in lines(found, served, options.explain):
+            print(line)
     if missing is not None and not options.gpus:
         raise missing
-    if missing is not None:
+    if missing is not None and not options.json:
         print(unknown)
     return 0
+
+
+def _unfetched(chain: Chain) -> bool:
+    """Whether the base is a hub's model that is not here yet: what it would need can be said by the recipe's numbers."""
+    from pipeline.runner import base
+
+    model = chain.loaded.settings.model
+    return model.base is not None and base.is_hub_id(model.base) and base.folder(model) is None
 
 
 def _needs(chain: Chain, planned: list[Planned], options: Namespace) -> list[Needs]:
@@ -175,7 +183,7 @@ def _needs(chain: Chain, planned: list[Planned], options: Namespace) -> list[Nee
     from pipeline.plan.needs import needs
     from pipeline.plan.place import places
 
-    fleet = parse(options.gpus) if options.gpus else None
+    fleet = parse(options.gpus) if options.gpus is not None else None
     every = fleet is not None or options.calibrate or options.explain or not planned
     wanted = [step.name for step in chain.steps] if every else []
     wanted += [each.step.name for each in planned if each.state in ("run", "resume")]
@@ -192,7 +200,7 @@ def _served(chain: Chain, options: Namespace) -> Deployment | None:
     recipe = chain.loaded.settings
     if LIVE not in recipe.stages:
         return None
-    return deployment(recipe, places(recipe, parse(options.gpus) if options.gpus else None)(LIVE))
+    return deployment(recipe, places(recipe, parse(options.gpus) if options.gpus is not None else None)(LIVE))
 
 
 def _print_planned(chain: Chain, planned: list[Planned]) -> None:

@@ -11,6 +11,7 @@ nothing is said before it has been measured.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,16 +26,19 @@ from pipeline.plan.hardware import GIB, Gpu
 from pipeline.plan.hardware import gpu as gpu_of
 from pipeline.plan.place import Machine
 from pipeline.plan.quantity import Quantity, given
+from pipeline.plan.quantity import total as total_of
 from pipeline.plan.shapes import of_recipe
 from pipeline.plan.shapes.shape import Shape
-from pipeline.plan.training import memory, search, speed
+from pipeline.plan.training import eager, memory, search, speed
 from pipeline.plan.training.layout import Layout, Work
 from pipeline.plan.training.settings import engine_of, paste, read
 from pipeline.plan.training.verdict import Verdict, against
 from pipeline.recipe import LoadedRecipe
 from pipeline.schema.training import Optimisation
 
-LIBRARIES = 0.8e9  # of a process on a processor: the interpreter, torch, transformers, and their allocators
+# Of a process on a processor: the interpreter, torch and AutoModel (0.67 GB once they are loaded), examples, allocators.
+# llama-tiny's three steps had 1.1 to 1.5 GB at their peak, of which 0.2 to 0.8 were tensors (2026-11-22).
+LIBRARIES = 1.0e9
 SHOWN = 4
 
 
@@ -48,7 +52,6 @@ class Needs:
     layout: Layout
     work: Work
     fault: str | None
-    need: memory.Need | None = None
     memory: Quantity | None = None
     verdict: Verdict | None = None
     prediction: speed.Prediction | None = None
@@ -91,7 +94,7 @@ class Needs:
         error, worst = (known.error, known.worst) if known else (None, None)
         return {
             "place": self.place.words(),
-            "gpus": self.place.gpus * self.place.nodes,
+            "gpus": self.layout.gpus if self.place.gpus else 0,
             "layout": self.layout.words(),
             "memory_bytes": value(self.memory),
             "verdict": self.verdict.word if self.verdict else None,
@@ -151,6 +154,9 @@ def _needs(
     suggest: bool,
 ) -> Needs:
     settings: Optimisation = getattr(recipe, stage)
+    nemo = getattr(settings, "nemo", None)
+    if place.named and nemo is not None and engine_of(settings) == "nemo":
+        settings = replace(settings, nemo=replace(nemo, nodes=place.nodes, gpus=place.gpus))  # type: ignore[call-arg]
     shape = of_recipe(recipe.model)
     count = _processes(recipe, place)
     layout, work = read(stage, settings, recipe.model.context, count)
@@ -160,26 +166,28 @@ def _needs(
         work = replace(work, fill=fill)
     fault = layout.fault(shape, work)
     plain = Needs(stage, place, shape, layout, work, fault)
+    run = _tokens(settings, work, tokens)
     if fault is not None:
-        return plain
-    on_gpu = place.gpus > 0
-    need = memory.need(shape, layout, work, on_gpu)
-    total = need.total if on_gpu else _with_libraries(need)
+        return replace(plain, alternatives=_alternatives(stage, settings, plain, run)) if suggest else plain
+    total = (
+        memory.need(shape, layout, work).total
+        if place.gpus or engine_of(settings) != "automodel"
+        else _on_processors(_model(recipe.model, shape), settings, count)
+    )
     room = _room(place, layout)
-    judged = against(total, room)
-    made = replace(plain, need=need, memory=total, verdict=judged)
+    judged = against(total, room) if math.isfinite(room.value) else None
+    made = replace(plain, memory=total, verdict=judged)
     if calibration is not None:
         return _timed(made, calibration.run(looks(settings)), place, True)
     if place.gpu is None:
-        if suggest and not judged.feasible:
-            made = replace(made, alternatives=_alternatives(stage, settings, made, None))
+        if suggest and not made.feasible:
+            made = replace(made, alternatives=_alternatives(stage, settings, made, run))
         return made
     prediction = speed.predict(shape, layout, work, place.gpu)
-    run = _tokens(settings, work, tokens)
     time, _ = prediction.run(run.value)
     made = replace(made, prediction=prediction, tokens=run)
     made = _timed(made, replace(time, inputs=(run, *time.inputs[1:])), place, False)
-    if suggest and not judged.feasible:
+    if suggest and not made.feasible:
         made = replace(made, alternatives=_alternatives(stage, settings, made, run))
     return made
 
@@ -205,9 +213,54 @@ def _room(place: Machine, layout: Layout) -> Quantity:
     )
 
 
-def _with_libraries(need: memory.Need) -> Quantity:
+def _model(model: schema.Model, shape: Shape) -> schema.Model:
+    """The recipe's model with the numbers of its base, where that is here."""
+    return replace(
+        model,
+        vocab_size=shape.vocab,
+        hidden_size=shape.width,
+        intermediate_size=shape.feed_forward,
+        layers=shape.depth,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        tie_embeddings=shape.tied,
+    )
+
+
+def _on_processors(model: schema.Model, settings: Optimisation, count: int) -> Quantity:
+    """Of a process without GPUs: counted tensor by tensor, and held to real steps (``training/eager``)."""
+    held = eager.footprint(model, settings, count, device="cpu")
+    source = "pipeline/plan/training/eager"
+    standing = [
+        given(name, value, "B", source)
+        for name, value in (
+            ("weights", held.weights),
+            ("adapters", held.adapters),
+            ("reference policy", held.reference),
+            ("optimiser states", held.optimiser),
+            ("buckets", held.buckets),
+        )
+        if value
+    ]
+    passing = Quantity(
+        "gradients, activations, logits and buffers",
+        held.passing,
+        "B",
+        "the highest moment of all of them together, each of which is highest at another",
+        tuple(
+            given(f"{name}, at most", value, "B", source)
+            for name, value in (
+                ("gradients", held.gradients),
+                ("activations", held.activations),
+                ("logits and loss", held.logits),
+                ("buffers", held.buffers),
+            )
+            if value
+        ),
+        source,
+    )
     own = given("libraries of a process", LIBRARIES, "B", "measured; pipeline/plan/needs.py")
-    return Quantity("memory of a process", need.bytes + LIBRARIES, "B", "sum", (*need.items, own))
+    return total_of("memory of a process", (*standing, passing, own))
 
 
 def _tokens(settings: Optimisation, work: Work, each: Quantity) -> Quantity:
@@ -228,7 +281,7 @@ def _timed(made: Needs, time: Quantity, place: Machine, measured: bool) -> Needs
     made = replace(made, time=time, measured=measured)
     if place.gpu is None:
         return made
-    gpus = given("GPUs", place.gpus * place.nodes)
+    gpus = given("GPUs", made.layout.gpus)
     hours = Quantity("GPU-hours", time.value * gpus.value / 3600, "h", "time x GPUs", (time, gpus))
     try:
         cost: Quantity | None = money.cost(hours, place.gpu.name)
@@ -237,25 +290,36 @@ def _timed(made: Needs, time: Quantity, place: Machine, measured: bool) -> Needs
     return replace(made, gpu_hours=hours, money=cost, energy=money.energy(hours, place.gpu))
 
 
-def _alternatives(
-    stage: str, settings: Optimisation, made: Needs, run: Quantity | None
-) -> tuple[Alternative, ...]:
+def _alternatives(stage: str, settings: Optimisation, made: Needs, run: Quantity) -> tuple[Alternative, ...]:
     """The nearest settings that fit; with times where the kind of GPU is known."""
     place, name = made.place, engine_of(settings)
     gpu = place.gpu or _stand_in(place, made.layout)
+    if place.nodes > 1:  # more of them would be machines of this size, too
+        gpu = replace(gpu, gpus_per_node=place.gpus, nvlink_gpus=min(gpu.nvlink_gpus, place.gpus))
     most = None if place.gpus else made.layout.gpus
     found = []
     for each in search.nearest(
         made.shape, made.layout, made.work, gpu, engine_name=name, most_gpus=most, limit=SHOWN
     ):
+        size = gpu.gpus_per_node if place.gpus else each.layout.gpus
         words = paste(
-            stage, (made.layout, made.work), (each.layout, each.work), name, place.gpus or each.layout.gpus
+            stage, (made.layout, made.work), (each.layout, each.work), name, size, gpus=not place.named
         )
-        time = each.prediction.run(run.value)[0] if run is not None else None
-        count = each.layout.gpus
-        kind = place.gpu.name if place.gpu else "GPU" if place.gpus else "process"
-        found.append(Alternative(words, f"{count} x {kind}", each.memory, each.verdict, time))
+        time = each.prediction.run(run.value)[0] if place.gpu is not None else None
+        found.append(
+            Alternative(words, _fleet(each.layout.gpus, size, place), each.memory, each.verdict, time)
+        )
     return tuple(found)
+
+
+def _fleet(count: int, size: int, place: Machine) -> str:
+    """So many GPUs or processes in words that ``--gpus`` takes where the kind is known."""
+    if not place.gpus:
+        return f"{count} process{'es' if count > 1 else ''}"
+    if place.gpu is None:
+        return f"{count} GPU{'s' if count > 1 else ''}"
+    kind = place.gpu.name
+    return f"{count // size}x{size}x{kind}" if count > size and count % size == 0 else f"{count}x{kind}"
 
 
 def _stand_in(place: Machine, layout: Layout) -> Gpu:
@@ -268,8 +332,11 @@ def refusal(loaded: LoadedRecipe, each: Needs) -> str | None:
     """Why a step must not be run, with the nearest settings that fit; None where it may be."""
     if each.feasible:
         return None
+    does = ["What does, quickest first:", *(line_of(alternative) for alternative in each.alternatives)]
+    does = does if each.alternatives else []
     if each.fault is not None:
-        return f"{loaded.name}: {each.stage} cannot be spread over {each.place.words()}: {each.fault}"
+        said = f"{loaded.name}: {each.stage} cannot be spread over {each.place.words()}: {each.fault}"
+        return "\n".join([said, *does])
     assert each.memory is not None
     assert each.verdict is not None
     room = each.verdict.share.inputs[1]
@@ -281,15 +348,14 @@ def refusal(loaded: LoadedRecipe, each: Needs) -> str | None:
         f"{'GPUs' if each.place.gpus else 'processes'}, which {'have' if each.layout.gpus > 1 else 'has'} {room} "
         f"({parts})"
     ]
-    if each.alternatives:
-        lines += ["What fits, quickest first:", *(line_of(alternative) for alternative in each.alternatives)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *does])
 
 
 def line_of(alternative: Alternative) -> str:
     """An alternative in a line that can be pasted."""
     time = f", {alternative.time}" if alternative.time is not None else ""
-    return f'  SET="{alternative.settings}"  ({alternative.gpus}: {alternative.memory}, {alternative.verdict.word}{time})'
+    words = f'SET="{alternative.settings}"  ' if alternative.settings else ""
+    return f"  {words}({alternative.gpus}: {alternative.memory}, {alternative.verdict.word}{time})"
 
 
 def plain(each: Needs) -> dict[str, Any]:

@@ -29,7 +29,8 @@ class Machine:
     """GPUs that a step may use, the memory of the smallest, and the machine's own memory, in bytes.
 
     ``nodes``: how many such machines share a training step, and ``assigned`` whether a cluster has said so.
-    ``gpu`` is their kind, where it is known; ``assumed``: these are not the GPUs at hand.
+    ``gpu`` is their kind, where it is known; ``assumed``: these are not the GPUs at hand, but the recipe's own or, where they are
+    ``named``, those that the caller asks about.
     """
 
     gpus: int
@@ -39,6 +40,7 @@ class Machine:
     assigned: bool = False
     gpu: Gpu | None = None
     assumed: bool = False
+    named: bool = False
 
     @classmethod
     def here(cls, kind: str | None = None) -> Machine:
@@ -67,7 +69,7 @@ class Machine:
     @classmethod
     def of(cls, fleet: Fleet) -> Machine:
         """GPUs that somebody named; of main memory nothing is known."""
-        return cls(fleet.per_node, room(fleet.gpu), float("inf"), fleet.nodes, True, fleet.gpu, True)
+        return cls(fleet.per_node, room(fleet.gpu), float("inf"), fleet.nodes, True, fleet.gpu, True, True)
 
     def words(self) -> str:
         """The machine as a reader thinks of it."""
@@ -77,6 +79,8 @@ class Machine:
             return f"{self.gpus} x {self.gpu.name}"
         if self.gpus:
             return f"{self.gpus} GPU{'s' if self.gpus > 1 else ''} of {self.gpu_bytes / GB:.0f} GB"
+        if self.main_bytes == float("inf"):
+            return "a machine without GPUs"
         return f"no NVIDIA GPU and {self.main_bytes / GB:.0f} GB of memory"
 
 

@@ -22,6 +22,9 @@ def lines(found: Sequence[Needs], served: Deployment | None, explain: bool) -> I
     for each in found:
         if each.fault is not None:
             yield f"{each.stage} cannot be spread so: {each.fault}"
+            yield from (
+                ["what can, quickest first:", *map(line_of, each.alternatives)] if each.alternatives else []
+            )
         elif not each.feasible:
             yield f"{each.stage} does not fit{'. What does, quickest first:' if each.alternatives else ''}"
             yield from (line_of(alternative) for alternative in each.alternatives)
@@ -49,7 +52,7 @@ def _by_place(found: Sequence[Needs]) -> list[tuple[str, list[Needs]]]:
     for each in found:
         said = each.place.words()
         if each.place.assumed:
-            said += ", which are not at hand" if each.place.gpu is None else ", as named: not this machine's"
+            said += ", as named" if each.place.named else ", which the recipe is made for and are not at hand"
         places.setdefault(said, []).append(each)
     return list(places.items())
 
@@ -65,7 +68,7 @@ def _row(each: Needs) -> tuple[str, ...]:
         _layout(each),
         said(each.memory),
         said(room),
-        each.verdict.word if each.verdict else "impossible",
+        each.verdict.word if each.verdict else "impossible" if each.fault else "not known",
         NOTHING if rate is None else f"{rate.value:,.0f}",
         said(each.time),
         NOTHING if each.gpu_hours is None else f"{each.gpu_hours.value:,.3g}",
@@ -107,6 +110,8 @@ def _notes(found: Sequence[Needs]) -> Iterator[str]:
             largest = f", largest {worst.value:.0%}" if worst is not None else ""
             speeds.append(f"speed: a model with a mean error of {error.value:.1%}{largest} on {error.source}")
             limits += [f"  {limit}" for limit in each.prediction.limits]
+        elif each.fault is None and each.verdict is None:
+            speeds.append("time and room: nothing is known of machines without GPUs elsewhere")
         elif each.verdict is not None and not each.place.gpus:
             speeds.append(
                 "time: nothing is known of this machine; --calibrate runs two real steps of each stage"
@@ -120,5 +125,5 @@ def _notes(found: Sequence[Needs]) -> Iterator[str]:
             money.append(f"money: {each.money.source}")
         elif each.gpu_hours is not None:
             money.append("money: configs/prices.yaml has no price of this kind of GPU")
-    sizes = ["memory: GB are 1e9 bytes, and a GPU of 80 has 85.5 of them for a process"] if gpus else []
+    sizes = ["memory: GB are 1e9 bytes; a GPU's own figure is in GiB"] if gpus else []
     yield from dict.fromkeys([*speeds, *limits, *lengths, *sizes, *money])

@@ -63,7 +63,7 @@ def test_too_little_memory_is_refused_with_the_setting_that_fits() -> None:
     assert "llama-8b: train does not fit: " in said
     assert "for each of 1 GPUs, which has 85.9 GB (" in said
     assert "optimiser states 64.2 GB" in said
-    assert "What fits, quickest first:" in said
+    assert "What does, quickest first:" in said
     settings = [line.split('SET="')[1].split('"')[0] for line in said.splitlines() if '  SET="' in line]
     here = [each for each in settings if "launch." not in each]
     assert any("train.peft=lora" in each for each in here)
@@ -88,7 +88,7 @@ def test_a_refusal_can_be_overridden_with_a_reason_that_is_kept() -> None:
 def test_gpus_of_a_known_kind_are_told_with_times() -> None:
     h100 = hardware.gpu("h100")
     place = Machine(1, 80 * 2**30, 500 * GB, gpu=h100)
-    with pytest.raises(UserError, match=r"SET=\"train.peft=lora[^\"]*\"  \(1 x H100-80GB: .* (h|min|days)\)"):
+    with pytest.raises(UserError, match=r"SET=\"train.peft=lora[^\"]*\"  \(1xH100-80GB: .* (h|min|days)\)"):
         check(load("llama-8b"), ["train"], lambda _: place)
 
 

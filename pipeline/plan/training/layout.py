@@ -197,15 +197,15 @@ class Layout:
 
     def _batches(self) -> str | None:
         if self.global_batch % (self.micro_batch * self.data):
-            fitting = self.global_batch // self.data
+            whole = self.global_batch % self.data == 0
             hint = (
-                f"at most {fitting}, and a divisor of it"
-                if fitting
-                else "fewer GPUs, or a larger global batch"
+                f"a divisor of {self.global_batch // self.data} as the micro batch"
+                if whole
+                else "a number of GPUs (or a global batch) such that one divides the other"
             )
             return (
                 f"a global batch of {self.global_batch} is not {self.data} data-parallel ranks x a whole number of micro batches "
-                f"of {self.micro_batch}; set the micro batch to {hint}"
+                f"of {self.micro_batch}; what can be: {hint}"
             )
         if self.virtual > 1 and self.micro_batches % self.pipeline:
             return (

@@ -4,7 +4,7 @@
         print(found.verdict.word, found.prediction.step, found.changes)
 
 Near means: with the same GPUs and the same work; else the same GPUs and less work (bf16 weights, adapters); else the same
-work on the fewest more GPUs.  Of each of these ways the quickest layouts are kept, those that fit with room before those that
+work on the fewest more GPUs; else less work on more GPUs.  Of each of these ways the quickest layouts are kept, those that fit with room before those that
 are tight, and of two whose times differ by less than the model's own error the one that changes less.  All are ranked by
 predicted step time, the global batch being the same everywhere.
 """
@@ -87,7 +87,7 @@ def nearest(
     ways: list[list[tuple[float, Layout, Work]]] = []
     own, *lesser = works(work, engine_name)
     ways.append(_fitting(shape, layout, own, gpu, layout.gpus, engine_name, found))
-    if not ways[0]:
+    if not ways[0] or _share_of(shape, ways[0][0], gpu) > verdict.COMFORTABLE:
         for less in lesser:
             ways.append(_fitting(shape, layout, less, gpu, layout.gpus, engine_name, found))
         bound = most_gpus if most_gpus is not None else MOST * layout.gpus
@@ -96,17 +96,35 @@ def nearest(
             ways += [more] * bool(more)
             if any(_share_of(shape, each, gpu) <= verdict.COMFORTABLE for each in more[:1]):
                 break
+        else:
+            # The same work fits on none of them: less work on as many as that takes.
+            if not any(ways):
+                ways += _lesser(shape, layout, lesser, gpu, bound, engine_name, found)
     kept = _share(ways, limit)
     kept.sort(key=lambda each: each[0])
     return [_candidate(shape, layout, work, gpu, chosen, used, found) for _, chosen, used in kept]
 
 
+def _lesser(
+    shape: Shape, layout: Layout, lesser: list[Work], gpu: Gpu, bound: int, name: str, efficiency: Efficiency
+) -> list[list[tuple[float, Layout, Work]]]:
+    """Of each lesser work the layouts on the fewest GPUs on which it fits."""
+    ways = []
+    for less in lesser:
+        for gpus in _more(layout.gpus, bound, gpu.gpus_per_node):
+            way = _fitting(shape, layout, less, gpu, gpus, name, efficiency)
+            if way:
+                ways.append(way)
+                break
+    return ways
+
+
 def _more(gpus: int, bound: int, node: int) -> Iterator[int]:
-    """Larger numbers of GPUs: doubled, and in whole machines beyond one."""
-    size = 2 * gpus
-    while size <= bound:
-        yield size if size < node else -(-size // node) * node
-        size *= 2
+    """Larger numbers of GPUs: doubled, and powers of two; in whole machines beyond one."""
+    doubled = {gpus * 2**power for power in range(1, 1 + max(1, bound // gpus).bit_length())}
+    powers = {2**power for power in range(1, 1 + bound.bit_length()) if 2**power > gpus}
+    sizes = {size if size < node else -(-size // node) * node for size in doubled | powers if size <= bound}
+    yield from sorted(sizes)
 
 
 def _share(ways: list[list[tuple[float, Layout, Work]]], limit: int) -> list[tuple[float, Layout, Work]]:

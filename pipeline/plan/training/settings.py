@@ -97,9 +97,17 @@ def _nemo(settings: Optimisation, work: Work) -> tuple[Layout, Work]:
 
 
 def paste(
-    section: str, was: tuple[Layout, Work], now: tuple[Layout, Work], engine: str, node_gpus: int = 8
+    section: str,
+    was: tuple[Layout, Work],
+    now: tuple[Layout, Work],
+    engine: str,
+    node_gpus: int = 8,
+    gpus: bool = True,
 ) -> str:
-    """What to put into ``SET="..."`` to get from one layout and work to another; empty where nothing differs."""
+    """What to put into ``SET="..."`` to get from one layout and work to another; empty where nothing differs.
+
+    GPUs come as machines of ``node_gpus``; without ``gpus`` they are left out, for whoever names them otherwise.
+    """
     (old, old_work), (new, new_work) = was, now
     said: list[str] = []
 
@@ -110,10 +118,10 @@ def paste(
     say(f"{section}.peft", old_work.peft, new_work.peft)
     say(f"{section}.precision", old_work.precision, new_work.precision)
     say(f"{section}.micro_batch_size", old.micro_batch, new.micro_batch)
-    machines = [(-(-layout.gpus // node_gpus), min(layout.gpus, node_gpus)) for layout in (old, new)]
+    nodes, each = -(-new.gpus // node_gpus), min(new.gpus, node_gpus)
     if engine == "nemo":
-        say(f"{section}.nemo.nodes", machines[0][0], machines[1][0])
-        say(f"{section}.nemo.gpus", machines[0][1], machines[1][1])
+        if gpus and old.gpus != new.gpus:
+            said += [f"{section}.nemo.nodes={nodes}", f"{section}.nemo.gpus={each}"]
         for name in ("tensor", "pipeline", "context", "sequence_parallel"):
             say(f"{section}.nemo.{name}", getattr(old, name), getattr(new, name))
         return " ".join(said)
@@ -123,6 +131,6 @@ def paste(
     say(f"{parallel}.context", old.context, new.context)
     say(f"{parallel}.sequence", old.sequence_parallel, new.sequence_parallel)
     say(f"{parallel}.recompute", old.recompute, new.recompute)
-    say("launch.nodes", machines[0][0], machines[1][0])
-    say("launch.gpus", machines[0][1], machines[1][1])
+    if gpus and old.gpus != new.gpus:
+        said += [f"launch.nodes={nodes}", f"launch.gpus={each}"]
     return " ".join(said)

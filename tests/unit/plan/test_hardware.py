@@ -37,7 +37,7 @@ def test_figures_are_those_of_the_data_sheets(
     name: str, memory: float, bandwidth: float, bf16: float, fp8: float | None, power: float
 ) -> None:
     found = gpu(name)
-    assert (found.memory_bytes, found.bandwidth) == (memory * 1e9, bandwidth * 1e9)
+    assert (found.memory_gb, found.bandwidth) == (memory, bandwidth * 1e9)
     assert found.flops("bf16") == pytest.approx(bf16 * 1e12)
     assert found.tflops.get("fp8") == fp8
     assert (found.power_w, bool(found.source)) == (power, True)
@@ -104,7 +104,7 @@ def test_a_precision_that_a_gpu_lacks_is_told() -> None:
 
 def test_figures_say_where_they_are_from() -> None:
     h100 = gpu("h100")
-    assert str(h100.quantity("memory")) == "80 GB"
+    assert str(h100.quantity("memory")) == "85.5 GB"
     assert str(h100.quantity("bf16")) == "989 TFLOP/s"
     assert "data sheet" in h100.quantity("bandwidth").source
     assert h100.quantity("network").source.startswith("assumed in ")
@@ -290,3 +290,9 @@ def test_every_field_of_the_table_is_explained_at_its_head() -> None:
     head = TABLE.read_text().split("\nH100-80GB:")[0]
     fields = (*hardware.NUMBERS, *hardware.COUNTS, "compute", "tflops")
     assert [key for key in fields if key not in head] == []
+
+
+def test_memory_is_what_a_driver_reports() -> None:
+    """``nvidia-smi``: an H100 81,559 MiB, an H200 143,771 MiB, an L4 23,034 MiB."""
+    for name, mib in (("h100", 81_559), ("h200", 143_771), ("l4", 23_034)):
+        assert gpu(name).memory_bytes == pytest.approx(mib * 2**20, rel=0.005)

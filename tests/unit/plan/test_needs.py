@@ -92,7 +92,7 @@ def test_what_does_not_fit_comes_with_what_does_and_that_fits() -> None:
         for each in found.alternatives  # type: ignore[union-attr]
     )
     for each in found.alternatives:
-        other = plan("llama-8b", each.gpus.replace(" ", ""), each.settings)
+        other = plan("llama-8b", each.gpus, each.settings)
         assert other.feasible
         assert other.memory.value == pytest.approx(each.memory.value, rel=0.01)  # type: ignore[union-attr]
     said = refusal(load("llama-8b"), found)
@@ -107,7 +107,36 @@ def test_a_layout_that_cannot_be_says_why_and_needs_no_numbers() -> None:
     assert found.fault is not None
     assert "3 data-parallel ranks" in found.fault
     assert found.quantities() == []
+    assert found.alternatives
+    assert all(plan("llama-8b", each.gpus, each.settings).feasible for each in found.alternatives)
     assert "cannot be spread over 3 x H100-80GB" in str(refusal(load("llama-8b"), found))
+
+
+def test_gpu_hours_are_those_of_the_layout_whatever_the_engine() -> None:
+    nemo = plan("llama-8b", "2x8xH100-80GB", "train.engine=nemo train.micro_batch_size=1")
+    assert nemo.layout.gpus == 16
+    assert nemo.gpu_hours.value == pytest.approx(16 * nemo.time.value / 3600)  # type: ignore[union-attr]
+
+
+def test_suggestions_for_the_recipes_own_gpus_are_whole_and_can_be_pasted() -> None:
+    loaded = load("llama-70b", "train.peft=none")
+    [found] = needs(loaded, ["train"], places(loaded.settings))
+    assert not found.feasible
+    assert found.alternatives
+    for each in found.alternatives:
+        pasted = load("llama-70b", f"train.peft=none {each.settings}")
+        [again] = needs(pasted, ["train"], places(pasted.settings))
+        assert again.feasible
+        assert again.memory.value == pytest.approx(each.memory.value, rel=0.01)  # type: ignore[union-attr]
+
+
+def test_a_model_that_no_one_machine_trains_is_offered_less_work_on_more(tmp_path: Path) -> None:
+    configs = json.loads((ROOT / "pipeline/plan/published/models.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(configs["deepseek-v3"]))
+    found = plan("llama-8b", "8xH100-80GB", f"model.base={tmp_path}")
+    assert not found.feasible
+    assert found.alternatives
+    assert all("lora" in each.settings or "xH100" in each.gpus for each in found.alternatives)
 
 
 # ----------------------------------------------------------------------------------------- places
@@ -256,12 +285,12 @@ def test_the_verb_prints_a_table_what_it_rests_on_and_derivations(
     words = ["plan", "llama-8b", "--runs", str(tmp_path), "--gpus", "8xH100-80GB"]
     assert main(words) == 0
     said = capsys.readouterr().out
-    assert "on 8 x H100-80GB, as named: not this machine's" in said
+    assert "on 8 x H100-80GB, as named\n" in said
     for column in ("memory", "verdict", "token/s each", "time", "GPU-hours", "money"):
         assert column in said
     assert "held-out rows of published/training.csv" in said
     assert "money: " in said
-    assert "served on 1 x H100-80GB, fp8" in said
+    assert "served on 1 x H100-80GB (export.gpu), fp8" in said
     assert "what would run is not known" in said  # the base is not on this machine
     assert main([*words, "--explain"]) == 0
     explained = capsys.readouterr().out

@@ -120,8 +120,9 @@ def test_settings_are_pasted_by_their_names_and_only_where_they_differ() -> None
     )
     assert paste("train", was, now, "automodel") == (
         "train.peft=lora train.micro_batch_size=1 train.parallel.strategy=fsdp2 train.parallel.tensor=2 "
-        "train.parallel.sequence=true train.parallel.recompute=full launch.nodes=2"
+        "train.parallel.sequence=true train.parallel.recompute=full launch.nodes=2 launch.gpus=8"
     )
+    assert "launch" not in paste("train", was, now, "automodel", gpus=False)
     assert paste("train", was, was, "automodel") == ""
 
 

@@ -185,16 +185,16 @@ def test_the_engines_own_states_are_those_of_the_old_estimate() -> None:
 def test_items_add_up_and_each_says_where_it_is_from() -> None:
     found = memory.need(LLAMA["llama3-70b"], Layout(64, tensor=8, pipeline=4, global_batch=64), Work())
     assert found.total.value == pytest.approx(sum(item.value for item in found.items))
-    names = {item.name for item in found.items}
-    assert {
+    assert [item.name for item in found.items] == [
         "weights",
         "gradients",
-        "optimiser states",
         "master weights",
+        "optimiser states",
         "activations",
-        "logits and loss",
-    } <= names
-    assert {"reference policy", "adapters", "buffers", "CUDA context", "fragmentation"} <= names
+        "fragmentation",
+        "CUDA context",
+    ]  # what is nothing here is left out: the loss is on the last stage, which is not the fullest
+    assert all(item.value > 0 for item in found.items)
     assert all(item.formula for item in found.items)
     assert found.stage == "first pipeline stage"
     assert "18" not in str(found.item("weights"))
@@ -263,7 +263,7 @@ def test_recomputing_more_or_a_smaller_micro_batch_never_needs_more(
         ({"virtual": 2}, r"virtual stages \(2\) need pipeline above 1"),
         ({"context": 8, "length": 4100}, "do not divide 4100 tokens"),
         ({"expert": 8}, "has no experts"),
-        ({"micro_batch": 48}, "set the micro batch to at most 16, and a divisor of it"),
+        ({"micro_batch": 48}, "what can be: a divisor of 16 as the micro batch"),
         (
             {"gpus": 16, "pipeline": 4, "virtual": 2, "global_batch": 8},
             "micro batches in multiples of pipeline 4",
