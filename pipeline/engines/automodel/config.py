@@ -51,6 +51,8 @@ def recipe_config(
             "_target_": f"nemo_automodel.{_head(settings)}.from_pretrained",
             "pretrained_model_name_or_path": str(model),
             "torch_dtype": FLOATS[settings.precision],
+            # AutoModel would keep the wider of this and what is stored, and models are stored in fp32.
+            **({"_restore_loaded_dtype": False} if settings.precision == "bf16-weights" else {}),
             "use_liger_kernel": False,
             "force_hf": True,
             "attn_implementation": packing.NAME if settings.packing or _backend() == "gloo" else "sdpa",

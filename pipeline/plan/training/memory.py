@@ -131,6 +131,12 @@ def _explained(
         return formula, (of, ranks) if cut else (of,), ZERO
 
     positions = given("positions of a micro batch", activations.tokens(layout, work), "token", layout.words())
+    kept = given(
+        "bytes kept a position, all layers of a GPU",
+        activations.activations(shape, layout, work, last) / activations.tokens(layout, work),
+        "B",
+        "pipeline/plan/training/activations.py",
+    )
     flight = given(
         "micro batches in flight", activations.in_flight(layout, last), source="Narayanan et al. 2021"
     )
@@ -151,9 +157,11 @@ def _explained(
         if work.reference in ("kept", "live")
         else ("none held", (), ""),
         "activations": (
-            f"positions x bytes kept of all layers / (TP x PP) x in flight; recompute {layout.recompute}, {work.kernels} kernels",
-            (positions, flight),
-            KORTHIKANTI,
+            f"positions x bytes kept (recompute {layout.recompute}, {work.kernels} kernels, micro batches in flight)",
+            (positions, kept, flight),
+            KORTHIKANTI
+            if work.kernels == "fused"
+            else "Hugging Face's modules, tensor by tensor; pipeline/plan/training/activations.py",
         ),
         "logits and loss": (
             logits,

@@ -30,8 +30,8 @@ from pipeline.stages.step import Step  # noqa: E402
 RECIPES = {"train": NextTokenRecipe, "align": PreferenceRecipe}
 
 
-def start_from(folder: Path, shape: schema.Model, kind: torch.dtype) -> None:
-    """A model of this shape and its tokenizer, stored in a precision: AutoModel keeps the wider of that and what is asked."""
+def start_from(folder: Path, shape: schema.Model) -> None:
+    """A model of this shape and its tokenizer, stored in fp32 as the chain's own models are."""
     names = ["<pad>", "<eos>", "<unk>", *(f"word{i}" for i in range(3, shape.vocab_size))]
     words = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(
@@ -39,10 +39,6 @@ def start_from(folder: Path, shape: schema.Model, kind: torch.dtype) -> None:
     )
     tokenizer.save_pretrained(folder / "tokenizer")
     publish.new_model(shape, tokenizer, 1, folder / "model")
-    if kind is not torch.float32:
-        from transformers import LlamaForCausalLM
-
-        LlamaForCausalLM.from_pretrained(folder / "model", dtype=kind).save_pretrained(folder / "model")
 
 
 def examples(shape: schema.Model, case: dict[str, Any], groups: int) -> Examples:
@@ -68,8 +64,7 @@ def prepare(folder: Path, case: dict[str, Any], count: int) -> None:
     job = write_job(case["stage"], folder, model=case["shape"], launch={"processes": count}, **stage)
     job.write_text(json.dumps({**json.loads(job.read_text()), "extra": {"footprint": True}}))
     step = Step.load(job)
-    held = torch.bfloat16 if settings["precision"] == "bf16-weights" else torch.float32
-    start_from(step.state, shape, held)
+    start_from(step.state, shape)
     section = {"train": schema.Train, "align": schema.Align}[case["stage"]]
     data = examples(shape, case, 2 * settings["global_batch_size"])
     files = session.prepare(step, step.section(section), data, data, case["stage"])
