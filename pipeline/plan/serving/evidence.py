@@ -21,16 +21,21 @@ NEAR = ("A100-80GB",)
 
 @dataclass(frozen=True)
 class Error:
-    """Mean and maximum relative error over ``rows`` published measurements; ``caution`` where none is of this kind."""
+    """Mean and maximum relative error over ``rows`` published measurements; ``caution`` where none is of this kind.
+
+    ``unanswerable`` rows more were measured at rates that the model holds impossible: they have no error.
+    """
 
     rows: int
     mean: float
     most: float
     caution: str = ""
+    unanswerable: int = 0
 
     def __str__(self) -> str:
         caution = f"; {self.caution}" if self.caution else ""
-        return f"± {self.mean:.0%} (held out: mean of {self.rows} rows, at most {self.most:.0%}{caution})"
+        missing = f"; no answer for {self.unanswerable} more" if self.unanswerable else ""
+        return f"± {self.mean:.0%} (held out: mean of {self.rows} rows, at most {self.most:.0%}{missing}{caution})"
 
 
 def efficiency() -> Efficiency:
@@ -69,7 +74,7 @@ def _caution(engine: Engine) -> str:
 
 def _error(group: str, caution: str) -> Error:
     found = _stored()["relative errors"][group]
-    return Error(found["rows"], found["mean"], found["max"], caution)
+    return Error(found["rows"], found["mean"], found["max"], caution, found.get("unanswerable", 0))
 
 
 @functools.cache
