@@ -15,6 +15,7 @@ train.py       ``scale train``
 own.py         the law of a user's own runs
 show.py        tables and JSON
 plot.py        its picture
+picture.py     saving pictures, those of serving as well
 sizes.py       model shapes of about so many parameters
 corpus.py      how much text a recipe has
 sweep.py       ``scale sweep``: the recipes of an IsoFLOP sweep

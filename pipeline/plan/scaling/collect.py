@@ -45,10 +45,13 @@ def collect(options: Namespace) -> int:
             f"none of the {len(missing) + len(diverged)} recipes of {folder} has a published pre-training under {options.runs}: "
             f"lifecycle pretrain {missing[0] if missing else diverged[0]}"
         )
-    with output.open("w", encoding="utf-8", newline="") as file_:
-        writer = csv.DictWriter(file_, [name for name in RUNS if name in rows[0]])
-        writer.writeheader()
-        writer.writerows(rows)
+    try:
+        with output.open("w", encoding="utf-8", newline="") as file_:
+            writer = csv.DictWriter(file_, [name for name in RUNS if name in rows[0]])
+            writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error.strerror or error}") from None
     print(f"{output}: {len(rows)} of {len(listing['points'])} runs")
     for file_name in missing:
         print(f"not run yet: lifecycle pretrain {file_name}")

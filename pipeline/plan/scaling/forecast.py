@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.plan.quantity import Quantity, given
+from pipeline.plan.scaling import picture
 from pipeline.plan.scaling.budget import positive, share, whole
 from pipeline.plan.scaling.downstream import Chain, Missed, Points, errors, fit_chain, interval, read_points
 
@@ -35,15 +36,16 @@ def forecast(options: Namespace) -> int:
     draws, seed = whole(options.bootstrap, "--bootstrap"), whole(options.seed, "--seed")
     if draws < FEWEST_DRAWS:
         raise UserError(f"--bootstrap {draws}: percentiles need at least {FEWEST_DRAWS} draws")
-    picture = Path(options.plot) if options.plot else None
-    if picture is not None:
-        from pipeline.plan.scaling.plot import check
-
-        check(picture)
+    if options.plot:
+        picture.check(options.plot)
     chain = fit_chain(points, chance, ceiling)
     missed = errors(points, chance, ceiling)
     found = _forecast(chain, points, flops, level, draws, seed) if flops is not None else {}
     warnings = list(_warnings(chain, points, flops))
+    if options.plot:
+        from pipeline.plan.scaling.forecast_plot import draw
+
+        draw(options.plot, chain, points, flops)
     if options.json:
         plain = {
             name: value.as_dict() if isinstance(value, Quantity) else value for name, value in found.items()
@@ -61,12 +63,8 @@ def forecast(options: Namespace) -> int:
         )
     else:
         _print(chain, points, missed, found, warnings, options.explain)
-    if picture is not None:
-        from pipeline.plan.scaling.forecast_plot import draw
-
-        draw(picture, chain, points, flops)
-        if not options.json:
-            print(f"\nplot: {picture}")
+        if options.plot:
+            print(f"\nplot: {options.plot}")
     return 0
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.plan.scaling import picture
 from pipeline.plan.scaling.downstream import Chain, Points
 
 
-def draw(file: Path, chain: Chain, points: Points, flops: float | None) -> None:
+def draw(file: str, chain: Chain, points: Points, flops: float | None) -> None:
     """Write the picture in the kind that the file's ending says."""
-    figure(chain, points, flops).savefig(file, dpi=130)
+    picture.save(figure(chain, points, flops), file)
 
 
 def figure(chain: Chain, points: Points, flops: float | None) -> Any:

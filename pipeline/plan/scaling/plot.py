@@ -9,29 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import UserError
 from pipeline.plan.quantity import Quantity
+from pipeline.plan.scaling import picture
 from pipeline.plan.scaling.laws import BESIROGLU_FIT, Optimum, Parametric, published
 from pipeline.plan.scaling.own import Own
 from pipeline.plan.scaling.show import count
 
-KINDS = (".svg", ".png", ".pdf")
 SPAN = 8.0  # times below and above the optimum that a curve without runs is drawn over
 COLOURS = "viridis"
 
 
-def check(file: Path) -> None:
-    """Raise :class:`UserError` for a name whose ending is no picture's, or a folder that is not there."""
-    if file.suffix.lower() not in KINDS:
-        raise UserError(f"--plot {file}: the name must end in {', '.join(KINDS[:-1])} or {KINDS[-1]}")
-    if not file.parent.is_dir():
-        raise UserError(f"--plot {file}: there is no folder {file.parent}")
-
-
-def draw(file: Path, budget: Quantity | None, own: Own | None) -> None:
+def draw(file: str, budget: Quantity | None, own: Own | None) -> None:
     """Write the picture in the kind that the file's ending says."""
-    check(file)
-    figure(budget, own).savefig(file, dpi=130)
+    picture.save(figure(budget, own), file)
 
 
 def figure(budget: Quantity | None, own: Own | None) -> Any:

@@ -73,12 +73,15 @@ def sweep(options: Namespace) -> int:
     made = list(_planned(base, corpus, options))
     name = f"{loaded.name}-sweep"
     folder = Path(options.output or f"sweeps/{loaded.name}")
-    _make_room(folder)
-    for point, settings in made:
-        write(folder / point.folder / f"{name}.yaml", settings, loaded.name, point)
     points = [point for point, _ in made]
     listing = {"base": loaded.name, "name": name, "points": [asdict(point) for point in points]}
-    (folder / LISTING).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+    try:
+        _make_room(folder)
+        for point, settings in made:
+            write(folder / point.folder / f"{name}.yaml", settings, loaded.name, point)
+        (folder / LISTING).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {folder}: cannot be written: {error.strerror or error}") from None
     warnings = [*corpus.warnings, *_warnings(points)]
     if options.json:
         print(json.dumps({**listing, "folder": str(folder), "corpus": asdict(corpus), "warnings": warnings}))

@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.plan.quantity import Quantity
 from pipeline.plan.scaling import budget as budgets
+from pipeline.plan.scaling import picture
 from pipeline.plan.scaling.laws import Optimum, outside, published
 
 
@@ -25,11 +26,8 @@ def train(options: Namespace) -> int:
         raise UserError(
             "say what there is to spend (--flops, --gpu-hours with --gpu, or --budget-usd with --gpu), or what to fit (--runs FILE)"
         )
-    picture = Path(options.plot) if options.plot else None
-    if picture is not None:
-        from pipeline.plan.scaling import plot
-
-        plot.check(picture)
+    if options.plot:
+        picture.check(options.plot)
     own = None
     if options.runs is not None:
         from pipeline.plan.scaling.own import study
@@ -45,16 +43,18 @@ def train(options: Namespace) -> int:
     beyond = outside(spent) if spent is not None else None
     if beyond is not None:
         warnings.append(beyond)
+    if options.plot:
+        from pipeline.plan.scaling import plot
+
+        plot.draw(options.plot, spent, own)
     if options.json:
         from pipeline.plan.scaling.show import as_dict
 
         print(json.dumps(as_dict(spent, optima, own, warnings), indent=1))
     else:
         _print(spent, optima, own, warnings, options.explain)
-    if picture is not None:
-        plot.draw(picture, spent, own)
-        if not options.json:
-            print(f"\nplot: {picture}")
+        if options.plot:
+            print(f"\nplot: {options.plot}")
     return 0
 
 

@@ -139,7 +139,9 @@ def _serve(parser: argparse.ArgumentParser) -> None:
             default=value,
             help=f"model FLOPs utilisation of {what} (default: {value}, an assumption: measure yours)",
         )
-    parser.add_argument("--plot", metavar="FILE", help="how the optimum moves with demand, as svg or png")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="how the optimum moves with demand, as .svg, .png or .pdf"
+    )
     parser.set_defaults(call=serve)
 
 
@@ -164,7 +166,7 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
         help="inference tokens / pre-training tokens, where training is to be paid as well (default: serving alone)",
     )
     parser.add_argument("--large-coverage", type=float, help="accuracy of the large model at one sample")
-    parser.add_argument("--plot", metavar="FILE", help="coverage against samples, as svg or png")
+    parser.add_argument("--plot", metavar="FILE", help="coverage against samples, as .svg, .png or .pdf")
     parser.set_defaults(call=sampling)
 
 

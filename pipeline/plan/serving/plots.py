@@ -4,25 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.plan.quantity import Quantity
+from pipeline.plan.scaling import picture
 from pipeline.plan.serving.optimum import Optimum
 from pipeline.plan.serving.sampling import Fit
 
-KINDS = (".svg", ".png")
 BLUE, ORANGE, GREY = "#1f5fa8", "#c8631b", "#777777"
-
-
-def check(path: str | None) -> None:
-    """Raise :class:`UserError` for a file that is neither svg nor png, or has no folder to stand in."""
-    if path is None:
-        return
-    if Path(path).suffix.lower() not in KINDS:
-        raise UserError(f"--plot {path}: must end in {' or '.join(KINDS)}")
-    if not Path(path).absolute().parent.is_dir():
-        raise UserError(f"--plot {path}: there is no folder {Path(path).absolute().parent}")
 
 
 def demand(path: str, found: Sequence[Optimum], marked: Optimum, title: str, money: bool) -> None:
@@ -34,20 +23,20 @@ def demand(path: str, found: Sequence[Optimum], marked: Optimum, title: str, mon
             marked.plain_parameters.value,
             color=BLUE,
             linestyle=":",
-            label=f"compute-optimal: {marked.plain_parameters}",
+            label=f"compute-optimal: {_plural(marked.plain_parameters)}",
         )
         left.plot(x, [one.tokens.value for one in found], color=ORANGE, label="its training tokens")
         left.axhline(
             marked.plain_tokens.value,
             color=ORANGE,
             linestyle=":",
-            label=f"compute-optimal: {marked.plain_tokens}",
+            label=f"compute-optimal: {_plural(marked.plain_tokens)}",
         )
         for quantity, color, lift in ((marked.parameters, BLUE, -14), (marked.tokens, ORANGE, 6)):
             if marked.demand.value:
                 left.plot(marked.demand.value, quantity.value, "o", color=color)
                 left.annotate(
-                    str(quantity),
+                    _plural(quantity),
                     (marked.demand.value, quantity.value),
                     textcoords="offset points",
                     xytext=(-8, lift),
@@ -116,6 +105,11 @@ def coverage(path: str, fit: Fit, title: str, large: float | None) -> None:
         axes.legend(fontsize=8, loc="lower right")
 
 
+def _plural(quantity: Quantity) -> str:
+    """13.6B parameters: a legend is a phrase, where a column of figures has the bare unit."""
+    return f"{quantity}s"
+
+
 @contextmanager
 def _figure(path: str, title: str, panels: int) -> Iterator[tuple[Any, ...]]:
     """Axes of a picture that is written at the end, without a display."""
@@ -131,7 +125,4 @@ def _figure(path: str, title: str, panels: int) -> Iterator[tuple[Any, ...]]:
         for side in ("top", "right"):
             one.spines[side].set_visible(False)
     figure.suptitle(title, fontsize=11)
-    try:
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise UserError(f"--plot {path}: cannot be written: {error.strerror}") from None
+    picture.save(figure, path)

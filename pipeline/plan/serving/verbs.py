@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.plan import money
 from pipeline.plan.quantity import Quantity, given
-from pipeline.plan.scaling import laws
+from pipeline.plan.scaling import laws, picture
 from pipeline.plan.serving import optimum, plots
 from pipeline.plan.serving.amounts import amount, positive, share
 from pipeline.plan.serving.engine import PRECISIONS, computes
@@ -29,7 +29,8 @@ REMARKS = (
 
 def serve(options: argparse.Namespace) -> int:
     """The size and tokens that make training and serving cheapest, and how they move with demand."""
-    plots.check(options.plot)
+    if options.plot:
+        picture.check(options.plot)
     law = optimum.LAWS[options.law] if options.constants is None else _own_law(options.constants)
     loss, words = _quality(options, law)
     asked, answered = _demand(options)
@@ -172,7 +173,8 @@ def sampling(options: argparse.Namespace) -> int:
     """Coverage against samples, and what a small model sampled often is worth beside a large one."""
     from pipeline.plan.serving import coverage
 
-    plots.check(options.plot)
+    if options.plot:
+        picture.check(options.plot)
     answer = coverage.answer(options)
     show(answer, explain=options.explain, machine=options.json)
     return 0

@@ -113,6 +113,7 @@ def test_too_few_points_and_nonsense_give_one_line_and_status_2(
         (("--chance", "1.2"), "--chance 1.2: expected a share"),
         (("--chance", "0.5", "--ceiling", "0.4"), "--chance 0.5 must lie below --ceiling 0.4"),
         (("--bootstrap", "3"), "at least 50 draws"),
+        (("--plot", "/proc/x.svg"), "--plot /proc/x.svg: cannot be written"),
     ],
 )
 def test_nonsense_options_are_refused(

@@ -166,6 +166,7 @@ def test_json_says_the_same_for_machines(capsys: pytest.CaptureFixture[str]) -> 
         (("--budget-usd", "0", "--gpu", "H100-80GB"), "--budget-usd 0: expected a positive number"),
         ((), "say what there is to spend"),
         (("--flops", "1e20", "--plot", "curves.gif"), "must end in .svg, .png or .pdf"),
+        (("--flops", "1e20", "--plot", "/proc/x.svg"), "--plot /proc/x.svg: cannot be written"),
     ],
 )
 def test_nonsense_gives_one_line_and_status_2(

@@ -159,7 +159,11 @@ def test_the_verb_shows_how_the_optimum_moves(verbs: Verbs, tmp_path: Path) -> N
     assert [row["served"]["value"] for row in rows] == pytest.approx([0, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15])
     sizes = [row["parameters"]["value"] for row in rows]
     assert sizes == sorted(sizes, reverse=True)
-    assert picture.read_text().startswith("<?xml")
+    drawn = picture.read_text()
+    assert drawn.startswith("<?xml")
+    assert "compute-optimal: 30B parameters" in drawn
+    assert verbs("serve", "--quality", "30B", "--demand", "10T", "--plot", str(tmp_path / "x.pdf"))[0] == 0
+    assert (tmp_path / "x.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_every_number_can_be_asked_for_its_derivation(verbs: Verbs) -> None:
@@ -202,7 +206,8 @@ def test_a_law_of_the_users_own_can_be_given(verbs: Verbs) -> None:
         ("--quality 7B --demand 1T --gpu h900 --price 2", "there is no GPU 'h900'"),
         ("--quality 7B --demand 1T --price 2", "need --gpu"),
         ("--quality 7B --demand 1T --constants 1,2,3", "give five numbers"),
-        ("--quality 7B --demand 1T --plot x.pdf", "must end in .svg or .png"),
+        ("--quality 7B --demand 1T --plot x.gif", "must end in .svg, .png or .pdf"),
+        ("--quality 7B --demand 1T --plot /proc/x.svg", "--plot /proc/x.svg: cannot be written"),
         ("--quality 7B --demand 1T --plot /nowhere/x.svg", "there is no folder /nowhere"),
         ("--quality 7x --demand 1T", "write it as 7B"),
     ],

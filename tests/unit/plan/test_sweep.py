@@ -205,6 +205,14 @@ def test_nonsense_is_refused_before_anything_is_written(
     assert not output.exists()
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--budgets", "1e12", "--tokens-per-parameter", "3", "--runs", str(runs))
+    assert scale("sweep", "llama-tiny", *arguments, "--output", "/proc/x") == 2
+    error = capsys.readouterr().err
+    assert "--output /proc/x: cannot be written" in error
+    assert error.count("\n") == 1
+
+
 def test_what_was_measured_is_collected_by_settings(
     tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
