@@ -12,6 +12,10 @@ from pipeline.plan.quantity import Quantity, given
 MFU = 0.4
 MFU_SOURCE = "default; Llama 3 405B trained at 0.38 to 0.43 (Dubey et al. 2024, Table 4)"
 SECONDS = 3600.0
+# A thousand times beyond what anyone has plans for: more is a slip of the exponent.
+LEAST_PARAMETERS, MOST_PARAMETERS = 1e5, 1e15
+MOST_TOKENS = 1e20
+MOST_FLOP = 1e36
 
 Peak = Callable[[str], Mapping[str, float]]
 Price = Callable[[str], Quantity]
@@ -26,6 +30,17 @@ def positive(text: str, option: str) -> float:
     if not (math.isfinite(value) and value > 0):
         raise UserError(f"{option} {text}: expected a positive number")
     return value
+
+
+def compute(text: str, option: str) -> float:
+    """Training compute in FLOP that an option was given, from 1 to :data:`MOST_FLOP`."""
+    return _bounded(positive(text, option), f"{option} {text}")
+
+
+def _bounded(flops: float, said: str) -> float:
+    if not 1 <= flops <= MOST_FLOP:
+        raise UserError(f"{said}: training compute must be from 1 to {MOST_FLOP:g} FLOP")
+    return flops
 
 
 def share(text: str, option: str) -> float:
@@ -49,7 +64,7 @@ def whole(text: str, option: str) -> int:
 
 def from_flops(text: str) -> Quantity:
     """A budget that was given in FLOP."""
-    return given("training compute", positive(text, "--flops"), "FLOP", "--flops")
+    return given("training compute", compute(text, "--flops"), "FLOP", "--flops")
 
 
 def from_gpu_hours(
@@ -89,9 +104,10 @@ def _compute(hours: Quantity, gpu: str, mfu: str | None, precision: str, peak: P
         if mfu is None
         else given("model FLOPs utilisation", share(mfu, "--mfu"), "", "--mfu")
     )
+    flops = hours.value * SECONDS * speed.value * used.value
     return Quantity(
         "training compute",
-        hours.value * SECONDS * speed.value * used.value,
+        _bounded(flops, f"{hours.value:g} GPU-hours of {gpu} are {flops:.3g} FLOP"),
         "FLOP",
         "GPU-hours x 3600 s x peak x MFU",
         (hours, speed, used),

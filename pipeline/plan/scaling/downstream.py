@@ -23,12 +23,13 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from pipeline.errors import UserError
+from pipeline.plan.scaling.budget import MOST_FLOP
 from pipeline.plan.scaling.objective import Array
-from pipeline.plan.scaling.table import POSITIVE, SHARE, TEXT, Column, read_rows
+from pipeline.plan.scaling.table import LEAST_LOSS, MOST_LOSS, POSITIVE, SHARE, TEXT, Column, read_rows
 
 COLUMNS = {
-    "nll": Column(POSITIVE, needed=True, filled=True),
-    "flops": Column(POSITIVE),
+    "nll": Column(POSITIVE, needed=True, filled=True, least=LEAST_LOSS, most=MOST_LOSS),
+    "flops": Column(POSITIVE, least=1, most=MOST_FLOP),
     "accuracy": Column(SHARE),
     "name": Column(TEXT),
 }

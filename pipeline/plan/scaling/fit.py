@@ -19,6 +19,7 @@ from pipeline.plan.scaling.laws import FLOP_PER_TOKEN, Parametric
 from pipeline.plan.scaling.many import refit
 from pipeline.plan.scaling.objective import PARAMETERS, Array, Design, huber, objective, predict
 
+SAME_LOSS = 1e-6  # of log loss: a spread that rounding alone makes
 STARTS = 4  # of the grid, that L-BFGS goes on from
 LONGEST = 300  # iterations of each; those near a minimum need tens, and a flat valley (E near 0) has no end
 APPROACH = 60  # iterations that bring the grid near its minima
@@ -48,8 +49,16 @@ class Fit:
 def fit(
     parameters: Array, tokens: Array, loss: Array, *, per_token: float = FLOP_PER_TOKEN, starts: int = STARTS
 ) -> Fit:
-    """The law of these runs.  Raises :class:`UserError` for fewer runs than coefficients, or runs of one size or length."""
+    """The law of these runs.
+
+    Raises :class:`UserError` for fewer runs than coefficients, or runs of one size, length or loss.
+    """
     refuse_too_few(parameters, tokens)
+    if float(np.ptp(np.log(loss))) < SAME_LOSS:
+        raise UserError(
+            f"all {len(loss)} runs have the same loss ({float(loss[0]):g}): it falls with neither size nor data, and "
+            "there is no law to fit"
+        )
     design = Design.of(parameters, tokens, loss)
     found = [
         minimize(

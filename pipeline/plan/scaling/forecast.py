@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.plan.quantity import Quantity, given
 from pipeline.plan.scaling import picture
-from pipeline.plan.scaling.budget import positive, share, whole
+from pipeline.plan.scaling.budget import compute, share, whole
 from pipeline.plan.scaling.downstream import Chain, Missed, Points, errors, fit_chain, interval, read_points
 
 SOURCE = "Dubey et al. 2024 (Llama 3), section 3.2.1"
@@ -29,7 +29,7 @@ def forecast(options: Namespace) -> int:
     """Print both fits, what they miss on points left out, and the forecast."""
     chance, ceiling = _ends(options.chance, options.ceiling)
     points = read_points(Path(options.points))
-    flops = positive(options.flops, "--flops") if options.flops is not None else None
+    flops = compute(options.flops, "--flops") if options.flops is not None else None
     level = share(options.level, "--level")
     if level == 1:
         raise UserError("--level 1: no interval holds everything; e.g. 0.9")

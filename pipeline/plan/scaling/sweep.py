@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline import schema
 from pipeline.errors import UserError
 from pipeline.plan.quantity import words
 from pipeline.plan.scaling import sizes
-from pipeline.plan.scaling.budget import positive
+from pipeline.plan.scaling.budget import compute, positive
 from pipeline.plan.scaling.corpus import Corpus, corpus_of
 from pipeline.plan.scaling.recipes import write
 from pipeline.plan.scaling.sizes import parameters
@@ -94,7 +94,7 @@ def _planned(
     base: schema.Recipe, corpus: Corpus, options: Namespace
 ) -> Iterator[tuple[Point, schema.Recipe]]:
     """Every point with its recipe, held-out runs last."""
-    budgets = sorted(_numbers(options.budgets, "--budgets"))
+    budgets = sorted(_numbers(options.budgets, "--budgets", compute))
     ratio = positive(options.tokens_per_parameter, "--tokens-per-parameter")
     fixed = sorted(_numbers(options.sizes, "--sizes")) if options.sizes else None
     for budget in budgets:
@@ -105,7 +105,7 @@ def _planned(
                 yield point, settings
             seen.add(point.parameters)
     if options.held_out is not None:
-        budget = positive(options.held_out, "--held-out")
+        budget = compute(options.held_out, "--held-out")
         size = options.held_out_size
         wanted = positive(size, "--held-out-size") if size else optimum(budget, ratio)
         yield planned(base, corpus, budget, wanted, held_out=True)
@@ -176,8 +176,8 @@ def _about(centre: float, options: Namespace) -> list[float]:
     return [centre * spacing ** (place - (models - 1) / 2) for place in range(models)]
 
 
-def _numbers(text: str, option: str) -> list[float]:
-    found = [positive(part.strip(), option) for part in text.split(",") if part.strip()]
+def _numbers(text: str, option: str, read: Callable[[str, str], float] = positive) -> list[float]:
+    found = [read(part.strip(), option) for part in text.split(",") if part.strip()]
     if not found:
         raise UserError(f"{option}: expected numbers with commas between them, e.g. {option} 1e12,2e12")
     if len(set(found)) < len(found):

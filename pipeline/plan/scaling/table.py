@@ -22,17 +22,24 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.layers import suggest
+from pipeline.plan.scaling.budget import MOST_FLOP, MOST_PARAMETERS, MOST_TOKENS
 
+LEAST_LOSS, MOST_LOSS = 1e-6, 1e3  # nats a token; a guess among 128,000 is 11.8
 TEXT, POSITIVE, SHARE, FLAG = "text", "a positive number", "a number from 0 to 1", "0 or 1"
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a column holds (one of the kinds above), and whether it, and each of its cells, must be there."""
+    """What a column holds (one of the kinds above), and whether it, and each of its cells, must be there.
+
+    ``least`` and ``most`` bound a positive number: what lies beyond is a slip of the unit or of the exponent.
+    """
 
     kind: str
     needed: bool = False
     filled: bool = False
+    least: float = 0.0
+    most: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,12 @@ class Row:
 
 
 RUNS = {
-    "parameters": Column(POSITIVE, needed=True, filled=True),
-    "tokens": Column(POSITIVE, needed=True, filled=True),
-    "loss": Column(POSITIVE, needed=True, filled=True),
-    "flops": Column(POSITIVE),
-    "budget": Column(POSITIVE),
-    "epochs": Column(POSITIVE),
+    "parameters": Column(POSITIVE, needed=True, filled=True, least=1, most=MOST_PARAMETERS),
+    "tokens": Column(POSITIVE, needed=True, filled=True, least=1, most=MOST_TOKENS),
+    "loss": Column(POSITIVE, needed=True, filled=True, least=LEAST_LOSS, most=MOST_LOSS),
+    "flops": Column(POSITIVE, least=1, most=MOST_FLOP),
+    "budget": Column(POSITIVE, least=1, most=MOST_FLOP),
+    "epochs": Column(POSITIVE, most=MOST_TOKENS),
     "held_out": Column(FLAG),
     "name": Column(TEXT),
 }
@@ -101,11 +108,11 @@ def _row(where: str, line: int, header: list[str], cells: list[str], columns: Ma
         elif column.kind == TEXT:
             texts[name] = cell
         else:
-            numbers[name] = _number(where, name, cell, column.kind)
+            numbers[name] = _number(where, name, cell, column)
     return Row(line, numbers, texts)
 
 
-def _number(where: str, name: str, cell: str, kind: str) -> float:
+def _number(where: str, name: str, cell: str, column: Column) -> float:
     try:
         value = float(cell)
     except ValueError:
@@ -114,7 +121,11 @@ def _number(where: str, name: str, cell: str, kind: str) -> float:
         POSITIVE: math.isfinite(value) and value > 0,
         SHARE: 0 <= value <= 1,
         FLAG: value in (0, 1),
-    }[kind]
+    }[column.kind]
     if not good:
-        raise UserError(f"{where}: {name} is {cell!r}; expected {kind}")
+        raise UserError(f"{where}: {name} is {cell!r}; expected {column.kind}")
+    if not column.least <= value <= column.most:
+        raise UserError(
+            f"{where}: {name} is {cell!r}; expected a number from {column.least:g} to {column.most:g}"
+        )
     return value

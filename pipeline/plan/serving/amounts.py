@@ -37,6 +37,13 @@ def positive(value: float, option: str, *, zero: bool = False) -> float:
     return value
 
 
+def within(value: float, option: str, least: float, most: float, unit: str = "") -> float:
+    """``value`` when it is from ``least`` to ``most``, else :class:`UserError` that says both."""
+    if not least <= value <= most:
+        raise UserError(f"{option} {value:g}: must be from {least:g} to {most:g}{f' {unit}' if unit else ''}")
+    return value
+
+
 def share(value: float, option: str) -> float:
     """``value`` when it is above 0 and at most 1, else :class:`UserError`."""
     if not 0 < value <= 1:

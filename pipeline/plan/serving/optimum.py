@@ -24,10 +24,12 @@ from dataclasses import dataclass
 
 from pipeline.errors import UserError
 from pipeline.plan.quantity import Quantity, given
+from pipeline.plan.scaling.budget import LEAST_PARAMETERS, MOST_PARAMETERS
 from pipeline.plan.scaling.laws import BESIROGLU, BESIROGLU_FIT, HOFFMANN, HOFFMANN_UNROUNDED, Parametric
 
 PAPER = "Sardana et al. 2024, arXiv 2401.00448"
 HOUR = 3600.0
+ROUNDING = 1e-6  # of a size that is worked out from its own loss
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ class Law:
     def tokens(self, parameters: float, loss: float) -> float:
         """Tokens that a model of this size needs for ``loss``; infinite where it cannot reach it."""
         left = loss - self.terms.e - self.of_size(parameters)
-        return math.pow(self.terms.b / left, 1 / self.terms.beta) if left > 0 else math.inf
+        try:
+            return math.pow(self.terms.b / left, 1 / self.terms.beta) if left > 0 else math.inf
+        except OverflowError:
+            return math.inf
 
     def of_size(self, parameters: float) -> float:
         """The part of the loss that a larger model would take away."""
@@ -117,7 +122,7 @@ class Optimum:
 def cheapest(law: Law, loss: Quantity, asked: Quantity, answered: Quantity, rates: Rates) -> Optimum:
     """The size and tokens that minimise training + serving for ``loss``, with so many input and output tokens served.
 
-    Raises :class:`UserError` when no model of the law reaches the loss.
+    Raises :class:`UserError` when no model of the law reaches the loss, or one of a size beyond all reason.
     """
     from scipy.optimize import brentq
 
@@ -126,6 +131,7 @@ def cheapest(law: Law, loss: Quantity, asked: Quantity, answered: Quantity, rate
             f"a loss of {loss.value:g} is at or below the irreducible {law.terms.e:g} of the law {law.name}; "
             "no model reaches it: ask for a higher one"
         )
+    _check_size(law, loss.value)
     served = asked.value * rates.input.value + answered.value * rates.output.value
     plain = law.balanced_parameters(loss.value)
 
@@ -140,8 +146,31 @@ def cheapest(law: Law, loss: Quantity, asked: Quantity, answered: Quantity, rate
 
     # The lower end is nudged off the pole; at 1e-9 above it the second term is of the order of -1e9.
     low, high = math.log(law.smallest(loss.value)) + 1e-9, math.log(plain)
-    size = plain if served == 0 else math.exp(brentq(slope, low, high, xtol=1e-13, rtol=1e-13))
+    # So little served that rounding hides what it adds at the upper end moves nothing.
+    size = (
+        plain
+        if slope(high) <= 0 or served == 0
+        else math.exp(brentq(slope, low, high, xtol=1e-13, rtol=1e-13))
+    )
     return _told(law, loss, asked, answered, rates, size, plain)
+
+
+def _check_size(law: Law, loss: float) -> None:
+    """Raise :class:`UserError` for a loss whose compute-optimal model is smaller or larger than any that makes sense."""
+    try:
+        size = law.balanced_parameters(loss)
+        inside = LEAST_PARAMETERS * (1 - ROUNDING) <= size <= MOST_PARAMETERS * (1 + ROUNDING)
+        highest, lowest = (quality_of(law, size).value for size in (LEAST_PARAMETERS, MOST_PARAMETERS))
+    except (OverflowError, ValueError, ZeroDivisionError):
+        raise UserError(
+            f"with these constants the law {law.name} gives no numbers for models of {LEAST_PARAMETERS:g} to "
+            f"{MOST_PARAMETERS:g} parameters: check A, B and the exponents"
+        ) from None
+    if not inside:
+        raise UserError(
+            f"a loss of {loss:.9g}: the law {law.name} is asked from {lowest:.6g} to {highest:.6g}, the losses of compute-optimal "
+            f"models of {MOST_PARAMETERS:g} to {LEAST_PARAMETERS:g} parameters"
+        )
 
 
 def _told(

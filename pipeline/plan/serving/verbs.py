@@ -11,13 +11,17 @@ from pipeline.errors import UserError
 from pipeline.plan import money
 from pipeline.plan.quantity import Quantity, given
 from pipeline.plan.scaling import laws, picture
+from pipeline.plan.scaling.budget import LEAST_PARAMETERS, MOST_FLOP, MOST_PARAMETERS
 from pipeline.plan.serving import optimum, plots
-from pipeline.plan.serving.amounts import amount, positive, share
+from pipeline.plan.serving.amounts import amount, positive, share, within
 from pipeline.plan.serving.engine import PRECISIONS, computes
 from pipeline.plan.serving.interfaces import Gpu, Shape
 from pipeline.plan.serving.show import Answer, Table, show
 
 ASKED = "asked for"
+# What constants of a law may be: the published have exponents from 0.28 to 0.37, and A and B from 400 to 2,100.
+CONSTANTS = {"E": (0.0, 1e3), "A": (1e-3, 1e9), "B": (1e-3, 1e9), "ALPHA": (0.05, 2.0), "BETA": (0.05, 2.0)}
+MOST_SERVED = 1e18  # tokens: a hundred million for each person
 REMARKS = (
     "Latencies are means, tails are longer; between the client and the engine nothing is counted.",
     "Held out means: measured rows that no constant was fitted on (pipeline/plan/published/serving*.csv).",
@@ -32,12 +36,19 @@ def serve(options: argparse.Namespace) -> int:
     if options.plot:
         picture.check(options.plot)
     law = optimum.LAWS[options.law] if options.constants is None else _own_law(options.constants)
-    loss, words = _quality(options, law)
     asked, answered = _demand(options)
     rates = _rates(options)
-    found = optimum.cheapest(law, loss, asked, answered, rates)
     steps = [0.0, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0]
-    table = [_scaled(law, loss, asked, answered, rates, step) for step in steps]
+    try:
+        loss, words = _quality(options, law)
+        found = optimum.cheapest(law, loss, asked, answered, rates)
+        table = [_scaled(law, loss, asked, answered, rates, step) for step in steps]
+    except (ArithmeticError, ValueError):
+        if options.constants is None:
+            raise  # the published laws have numbers for all that is let in
+        raise UserError(
+            f"--constants {options.constants}: no law with numbers for such a model and demand"
+        ) from None
     lines = (
         found.demand,
         loss,
@@ -77,9 +88,10 @@ def serve(options: argparse.Namespace) -> int:
 def _quality(options: argparse.Namespace, law: optimum.Law) -> tuple[Quantity, str]:
     if options.quality is not None:
         size = amount(options.quality, "--quality")
+        within(size, "--quality", LEAST_PARAMETERS, MOST_PARAMETERS, "parameters")
         return optimum.quality_of(law, size), f"as good as a compute-optimal {options.quality}"
     if options.flops is not None:
-        flops = amount(options.flops, "--flops")
+        flops = within(amount(options.flops, "--flops"), "--flops", 1, MOST_FLOP, "FLOP")
         return optimum.quality_at(law, flops), f"as good as {flops:.3g} FLOP of training allow"
     loss = amount(options.loss, "--loss")
     return given("loss", loss, "", ASKED), f"with a loss of {loss:g}"
@@ -91,6 +103,8 @@ def _own_law(text: str) -> optimum.Law:
         raise UserError(
             f"--constants {text}: give five numbers, E,A,B,ALPHA,BETA of L = E + A/N^ALPHA + B/D^BETA"
         )
+    for name, value, (least, most) in zip(CONSTANTS, values, CONSTANTS.values(), strict=True):
+        within(value, f"--constants {text}: {name}", least, most)
     return optimum.Law("of your own", laws.Parametric(*values), "--constants")
 
 
@@ -109,6 +123,9 @@ def _demand(options: argparse.Namespace) -> tuple[Quantity, Quantity]:
             raise UserError(f"--output-share {options.output_share:g}: must be from 0 to 1")
         answered = whole * options.output_share
         asked = whole - answered
+    option = "--demand" if options.demand is not None else "--input-tokens and --output-tokens, together"
+    if asked + answered > MOST_SERVED:
+        raise UserError(f"{option} {asked + answered:g}: must be at most {MOST_SERVED:g} tokens")
     return given("input tokens", asked, "token", ASKED), given("output tokens", answered, "token", ASKED)
 
 

@@ -141,6 +141,18 @@ def test_as_many_runs_as_coefficients_give_a_law_without_an_interval(tmp_path: P
     [
         ("parameters,tokens,loss\n1e7,1e9,nan\n", "runs.csv:2: loss is 'nan'; expected a positive number"),
         ("parameters,tokens,loss\n1e7,1e9,3.1\n1e7,-2e9,3\n", "runs.csv:3: tokens is '-2e9'"),
+        (
+            "parameters,tokens,loss\n1e300,1e9,3.1\n",
+            "runs.csv:2: parameters is '1e300'; expected a number from 1 to",
+        ),
+        (
+            "parameters,tokens,loss\n1e7,1e21,3.1\n",
+            "runs.csv:2: tokens is '1e21'; expected a number from 1 to 1e+20",
+        ),
+        (
+            "parameters,tokens,loss\n" + "".join(f"{n}e6,{d}e8,3.0\n" for n in (1, 2, 4) for d in (1, 3, 9)),
+            "all 9 runs have the same loss (3)",
+        ),
         ("parameters,tokens,loss\n1e7,,3.1\n", "runs.csv:2: tokens is empty"),
         ("parameters,tokens\n1e7,1e9\n", "runs.csv:1: the column 'loss' is missing"),
         ("parameters,tokens,loss,los\n1,1,1,1\n", "runs.csv:1: unknown column 'los'; did you mean 'loss'?"),

@@ -91,6 +91,10 @@ def test_intervals_hold_new_models_as_often_as_they_say(tmp_path: Path) -> None:
             "points.csv:2: accuracy is '1.3'; expected a number from 0 to 1",
         ),
         ("flops,nll,accuracy\n1e20,nan,0.3\n", "points.csv:2: nll is 'nan'"),
+        (
+            "flops,nll,accuracy\n1e20,1e300,0.3\n",
+            "points.csv:2: nll is '1e300'; expected a number from 1e-06 to",
+        ),
         ("flops,nll,acuracy\n1e20,1,0.3\n", "unknown column 'acuracy'; did you mean 'accuracy'?"),
         ("flops,nll,accuracy\n" + "1e20,1.2,0.3\n" * 3, "all points have the same flops"),
     ],
@@ -113,6 +117,7 @@ def test_too_few_points_and_nonsense_give_one_line_and_status_2(
         (("--chance", "1.2"), "--chance 1.2: expected a share"),
         (("--chance", "0.5", "--ceiling", "0.4"), "--chance 0.5 must lie below --ceiling 0.4"),
         (("--bootstrap", "3"), "at least 50 draws"),
+        (("--flops", "1e300"), "--flops 1e300: training compute must be from 1 to 1e+36"),
         (("--plot", "/proc/x.svg"), "--plot /proc/x.svg: cannot be written"),
     ],
 )

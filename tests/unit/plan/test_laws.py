@@ -165,6 +165,8 @@ def test_json_says_the_same_for_machines(capsys: pytest.CaptureFixture[str]) -> 
         (("--gpu-hours", "1e6"), "--gpu-hours needs --gpu"),
         (("--budget-usd", "0", "--gpu", "H100-80GB"), "--budget-usd 0: expected a positive number"),
         ((), "say what there is to spend"),
+        (("--flops", "1e300"), "--flops 1e300: training compute must be from 1 to 1e+36 FLOP"),
+        (("--gpu-hours", "1e30", "--gpu", "H100-80GB"), "training compute must be from 1 to 1e+36 FLOP"),
         (("--flops", "1e20", "--plot", "curves.gif"), "must end in .svg, .png or .pdf"),
         (("--flops", "1e20", "--plot", "/proc/x.svg"), "--plot /proc/x.svg: cannot be written"),
     ],

@@ -191,6 +191,15 @@ def test_a_law_of_the_users_own_can_be_given(verbs: Verbs) -> None:
     ("words", "told"),
     [
         ("--loss 1.69 --demand 1e12", "irreducible 1.69"),
+        ("--loss 1.6900001 --demand 1e12", "is asked from 1.69811 to 20.262"),
+        ("--loss 1e300 --demand 1e12", "is asked from 1.69811 to 20.262"),
+        ("--flops 1 --demand 1e12", "is asked from 1.69811 to 20.262"),
+        ("--flops 1e300 --demand 1e12", "--flops 1e+300: must be from 1 to 1e+36 FLOP"),
+        ("--quality 1e300 --demand 1e13", "--quality 1e+300: must be from 100000 to 1e+15 parameters"),
+        ("--quality 1 --demand 1e13", "--quality 1: must be from 100000 to 1e+15 parameters"),
+        ("--quality 30B --demand 1e300", "--demand 1e+300: must be at most 1e+18 tokens"),
+        ("--quality 1B --demand 1T --constants 1,1e300,1,0.001,1", "A 1e+300: must be from 0.001 to 1e+09"),
+        ("--quality 1B --demand 1T --constants 1,1e9,1e-3,2,0.05", "gives no numbers for models of"),
         ("--loss nan --demand 1e12", "--loss nan: not a number"),
         ("--quality 0 --demand 1e12", "--quality 0: must be more than zero"),
         ("--quality 7B --demand=-1e12", "--demand -1e+12: must be zero or more"),
@@ -217,6 +226,15 @@ def test_nonsense_gives_one_clear_line_and_exit_status_2(verbs: Verbs, words: st
     assert (status, out) == (2, "")
     assert told in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("law", list(LAWS))
+@pytest.mark.parametrize("quality", ["1e5", "1e15"])
+@pytest.mark.parametrize("demand", ["0", "1e-200", "1", "1e18"])
+def test_the_bounds_themselves_are_answered(verbs: Verbs, law: str, quality: str, demand: str) -> None:
+    found = verbs.json("serve", "--quality", quality, "--demand", demand, "--law", law)["by name"]
+    assert found["parameters"] <= float(quality) * (1 + 1e-6)
+    assert found["saving"] >= -1e-6
 
 
 def test_amounts_are_read_as_people_write_them() -> None:

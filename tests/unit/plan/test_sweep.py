@@ -184,6 +184,11 @@ def test_a_sweep_written_again_leaves_no_recipe_of_the_one_before(tmp_path: Path
     ("arguments", "said"),
     [
         (("llama-tiny", "--budgets=-1e12"), "--budgets -1e12: expected a positive number"),
+        (("llama-tiny", "--budgets", "1e300"), "--budgets 1e300: training compute must be from 1 to 1e+36"),
+        (
+            ("llama-tiny", "--budgets", "1e13", "--held-out", "1e99"),
+            "--held-out 1e99: training compute must be",
+        ),
         (("llama-tiny", "--budgets", "1e12,1e12"), "the same number is there twice"),
         (("llama-tiny", "--budgets", "1e13", "--sizes", "1e3"), "no model with a vocabulary of 4,096"),
         (("llama-tiny", "--budgets", "1e9", "--sizes", "1e6"), "less than two steps"),
