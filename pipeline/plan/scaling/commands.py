@@ -29,6 +29,9 @@ FORECAST = """examples:
 """
 
 
+BOOTSTRAP = {"level": "0.9", "bootstrap": "400", "seed": "1234"}
+
+
 def add(subparsers: Any) -> None:
     """Add the verbs to the subparsers of ``scale``."""
     _train(
@@ -95,10 +98,12 @@ def _verb(
     return made
 
 
-def _bootstrap(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--level", default="0.9", help="share of the intervals (default 0.9)")
-    parser.add_argument("--bootstrap", default="400", metavar="DRAWS", help="resamples (default 400)")
-    parser.add_argument("--seed", default="1234", help="of the resamples")
+def _bootstrap(parser: argparse.ArgumentParser, known: bool) -> None:
+    """Options of the resampling; where not ``known`` they are None until said, since they may be of no use."""
+    level, draws, seed = BOOTSTRAP.values() if known else (None, None, None)
+    parser.add_argument("--level", default=level, help="share of the intervals (default 0.9)")
+    parser.add_argument("--bootstrap", default=draws, metavar="DRAWS", help="resamples (default 400)")
+    parser.add_argument("--seed", default=seed, help="of the resamples (default 1234)")
 
 
 def _train(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +112,7 @@ def _train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget-usd", help="money, at the prices of configs/prices.yaml; needs --gpu")
     parser.add_argument("--gpu", help="GPU, e.g. H100-80GB")
     parser.add_argument("--mfu", help="model FLOPs utilisation (default 0.4)")
-    parser.add_argument("--precision", default="bf16", help="whose peak is counted (default bf16)")
+    parser.add_argument("--precision", help="whose peak is counted (default bf16)")
     parser.add_argument(
         "--runs",
         metavar="FILE",
@@ -115,11 +120,10 @@ def _train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--interval",
-        default="parametric",
         choices=("parametric", "percentile", "bca"),
         help="how the runs are resampled (default parametric)",
     )
-    _bootstrap(parser)
+    _bootstrap(parser, known=False)
     parser.add_argument("--plot", metavar="FILE", help="IsoFLOP curves and optima as .svg, .png or .pdf")
     parser.add_argument("--explain", action="store_true", help="the derivation of every number")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -191,7 +195,7 @@ def _forecast(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flops", help="training compute to forecast, in FLOP")
     parser.add_argument("--chance", default="0", help="accuracy of guessing, e.g. 0.25 (default 0)")
     parser.add_argument("--ceiling", default="1", help="highest accuracy (default 1)")
-    _bootstrap(parser)
+    _bootstrap(parser, known=True)
     parser.add_argument("--plot", metavar="FILE", help="both fits as .svg, .png or .pdf")
     parser.add_argument("--explain", action="store_true", help="the derivation of every number")
     parser.add_argument("--json", action="store_true", help="for machines")

@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.plan.quantity import Quantity
 from pipeline.plan.scaling import budget as budgets
 from pipeline.plan.scaling import picture
+from pipeline.plan.scaling.commands import BOOTSTRAP
 from pipeline.plan.scaling.laws import Optimum, outside, published
 
 
@@ -29,13 +30,16 @@ def train(options: Namespace) -> int:
     if options.plot:
         picture.check(options.plot)
     own = None
+    _refuse_ignored(options)
     if options.runs is not None:
         from pipeline.plan.scaling.own import study
         from pipeline.plan.scaling.runs import read_runs
 
-        level = budgets.share(options.level, "--level")
-        draws, seed = budgets.whole(options.bootstrap, "--bootstrap"), budgets.whole(options.seed, "--seed")
-        own = study(options.runs, *read_runs(Path(options.runs)), options.interval, level, draws, seed)
+        level = budgets.share(options.level or BOOTSTRAP["level"], "--level")
+        draws = budgets.whole(options.bootstrap or BOOTSTRAP["bootstrap"], "--bootstrap")
+        seed = budgets.whole(options.seed or BOOTSTRAP["seed"], "--seed")
+        kind = options.interval or "parametric"
+        own = study(options.runs, *read_runs(Path(options.runs)), kind, level, draws, seed)
     optima: tuple[Optimum, ...] = ()
     if spent is not None:
         optima = (*(own.optima(spent) if own else ()), *published(spent))
@@ -58,6 +62,20 @@ def train(options: Namespace) -> int:
     return 0
 
 
+def _refuse_ignored(options: Namespace) -> None:
+    """Raise :class:`UserError` for an option that nothing would be done with."""
+    if options.gpu_hours is None and options.budget_usd is None:
+        for name in ("gpu", "mfu", "precision"):
+            if getattr(options, name) is not None:
+                raise UserError(
+                    f"--{name} needs --gpu-hours or --budget-usd: it turns them into FLOP, and changes nothing else"
+                )
+    if options.runs is None:
+        for name in ("interval", *BOOTSTRAP):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name} needs --runs: it is of the intervals of your own fit")
+
+
 def budget_of(options: Namespace) -> Quantity | None:
     """The training compute that the options say.  Raises :class:`UserError` for more than one, or a missing GPU."""
     named = {"--flops": options.flops, "--gpu-hours": options.gpu_hours, "--budget-usd": options.budget_usd}
@@ -72,7 +90,7 @@ def budget_of(options: Namespace) -> Quantity | None:
     if options.gpu is None:
         raise UserError(f"{name} needs --gpu, e.g. --gpu H100-80GB")
     make = budgets.from_gpu_hours if name == "--gpu-hours" else budgets.from_money
-    return make(text, options.gpu, options.mfu, options.precision)
+    return make(text, options.gpu, options.mfu, options.precision or "bf16")
 
 
 def _print(

@@ -23,8 +23,14 @@ def engines(
 ) -> list[Engine]:
     """The replicas to choose from: of the tensor-parallel size asked for, or of each that divides the heads.
 
-    Raises :class:`UserError` where the GPU has no units for the precision, or the size asked for does not divide the heads.
+    Raises :class:`UserError` where the GPU has no units for the precision, or the size asked for does not divide the heads
+    or is more than a machine joins.
     """
+    if tensor is not None and tensor > joined(gpu):
+        raise UserError(
+            f"--tensor-parallel {tensor}: at most {joined(gpu)} of {gpu.name} are joined in a machine or rack, and a replica's GPUs "
+            "must be"
+        )
     sizes = (
         [tensor]
         if tensor is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pipeline.plan.serving.names import CACHES, LAWS, PRECISIONS
+from pipeline.plan.serving.names import CACHES, LAWS, MFU, PRECISIONS, TRAINED_IN
 
 SERVE = """examples:
   lifecycle scale serve --quality 30B --demand 10T            as good as a compute-optimal 30B, 1e13 tokens served
@@ -109,10 +109,9 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-share",
         type=float,
-        default=0.25,
         help="of --demand that is output; matters for money only (default: 0.25)",
     )
-    parser.add_argument("--law", choices=LAWS, default=LAWS[0], help=f"loss law (default: {LAWS[0]})")
+    parser.add_argument("--law", choices=LAWS, help=f"loss law (default: {LAWS[0]})")
     parser.add_argument(
         "--constants",
         metavar="E,A,B,ALPHA,BETA",
@@ -122,22 +121,15 @@ def _serve(parser: argparse.ArgumentParser) -> None:
         "--gpu", metavar="KIND", help="count money, with this GPU for training, e.g. H100-80GB"
     )
     parser.add_argument("--serve-gpu", metavar="KIND", help="GPU for serving (default: --gpu)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="of training (default: bf16)")
-    parser.add_argument(
-        "--serve-precision", choices=PRECISIONS, default="bf16", help="of serving (default: bf16)"
-    )
+    parser.add_argument("--precision", choices=TRAINED_IN, help="of training (default: bf16)")
+    parser.add_argument("--serve-precision", choices=PRECISIONS, help="of serving (default: bf16)")
     parser.add_argument("--price", type=float, metavar="USD", help="of a GPU hour of training")
     parser.add_argument("--serve-price", type=float, metavar="USD", help="of a GPU hour of serving")
-    for name, value, what in (
-        ("train", 0.4, "training"),
-        ("input", 0.4, "reading prompts"),
-        ("output", 0.05, "writing answers"),
-    ):
+    for name, what in (("train", "training"), ("input", "reading prompts"), ("output", "writing answers")):
         parser.add_argument(
             f"--mfu-{name}",
             type=float,
-            default=value,
-            help=f"model FLOPs utilisation of {what} (default: {value}, an assumption: measure yours)",
+            help=f"model FLOPs utilisation of {what} (default: {MFU[name]}, an assumption: measure yours)",
         )
     parser.add_argument(
         "--plot", metavar="FILE", help="how the optimum moves with demand, as .svg, .png or .pdf"

@@ -8,13 +8,14 @@ import math
 from pipeline.errors import UserError
 from pipeline.plan.quantity import Quantity, given
 from pipeline.plan.serving import plots, samples, sampling
-from pipeline.plan.serving.amounts import amount, positive
+from pipeline.plan.serving.amounts import amount, within
 from pipeline.plan.serving.show import Answer, Table
 
 BROWN = "Brown et al. 2024, coverage = exp(a k^b)"
 SNELL = "Snell et al. 2024, section 7"
 CHEN = "Chen et al. 2021, equation 1"
 ASKED = "asked for"
+MOST_SAMPLES, MOST_RATIO = 1e12, 1e9
 Line = tuple[Quantity, str]
 
 
@@ -44,6 +45,10 @@ def answer(options: argparse.Namespace) -> Answer:
         curve, title = _through(options.points), f"Coverage through {options.points}"
         lines += [(_constant("a", curve.a, ""), ""), (_constant("b", curve.b, ""), "")]
         error = "untested: two points and two constants"
+    if options.large_coverage is not None and options.ratio is None and not options.plot:
+        raise UserError(
+            "--large-coverage needs --ratio, the size of the large model beside the small one (or --plot, where it is a line)"
+        )
     if curve is None and options.ratio is None:
         raise UserError("give a file of pass counts, --points, or --ratio")
     if curve is None and (options.at or options.target is not None or options.large_coverage is not None):
@@ -111,14 +116,15 @@ def _asked(options: argparse.Namespace, curve: sampling.Curve, error: str) -> li
 
 
 def _trade(options: argparse.Namespace, curve: sampling.Curve | None, error: str) -> list[Line]:
-    ratio = amount(options.ratio, "--ratio")
+    ratio = within(amount(options.ratio, "--ratio"), "--ratio", 0, MOST_RATIO)
     if ratio <= 1:
         raise UserError(
             f"--ratio {options.ratio}: the large model must be larger than the small one (above 1)"
         )
     share = math.inf
     if options.inference_per_pretraining is not None:
-        share = positive(amount(options.inference_per_pretraining, "--inference-per-pretraining"), "R")
+        option = "--inference-per-pretraining"
+        share = within(amount(options.inference_per_pretraining, option), option, 1 / MOST_RATIO, MOST_RATIO)
     size = given("M, large / small parameters", ratio, "", ASKED)
     inference = given(
         "R, inference / pre-training tokens", share, "", ASKED if share < math.inf else "serving alone"
@@ -176,7 +182,18 @@ def _through(text: str) -> sampling.Curve:
         raise UserError(f"--points {text}: give two points at different k")
     if not all(0 < coverage < 1 and k >= 1 for k, coverage in points):
         raise UserError(f"--points {text}: k must be 1 or more, and coverage above 0 and below 1")
-    return sampling.through(points[0], points[1])
+    (fewer, low), (more, high) = sorted(points)
+    within(more, "--points, k", 1, MOST_SAMPLES)
+    if high <= low:
+        raise UserError(
+            f"--points {text}: coverage at {more:g} samples ({high:g}) must be above that at {fewer:g} ({low:g}): more samples solve more"
+        )
+    try:
+        return sampling.through(points[0], points[1])
+    except ArithmeticError:
+        raise UserError(
+            f"--points {text}: no curve exp(a k^b) can be computed through points this steep"
+        ) from None
 
 
 def _numbers(text: str | None, option: str) -> list[int] | None:
@@ -187,5 +204,5 @@ def _numbers(text: str | None, option: str) -> list[int] | None:
         value = amount(word, option)
         if value != int(value):
             raise UserError(f"{option} {word}: must be a whole number of samples")
-        found.append(int(value))
+        found.append(int(within(value, option, 1, MOST_SAMPLES, "samples")))
     return found

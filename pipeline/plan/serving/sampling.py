@@ -42,7 +42,9 @@ class Curve:
         return math.exp(self.a * k**self.b)
 
     def samples_for(self, coverage: float) -> float:
-        """Samples for a coverage; infinite where the curve overflows."""
+        """Samples for a coverage; infinite where the curve overflows, or does not grow with samples."""
+        if self.b >= 0:
+            return math.inf
         try:
             return float((math.log(coverage) / self.a) ** (1 / self.b))
         except OverflowError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,17 +74,23 @@ def derivations(answer: Answer, name: str) -> Iterator[str]:
 
 
 def as_dict(answer: Answer) -> dict[str, Any]:
-    """The answer for machines: every number with its derivation."""
+    """The answer for machines: numbers with their derivations, each of which stands there once.
+
+    What has been derived is afterwards named with its value alone.  Cells of tables are values: their rows are what
+    the numbers above are at other settings, by the same formulas.
+    """
+    seen: set[Quantity] = set()
     return {
         "title": answer.title,
         "numbers": [
-            quantity.as_dict() | ({"remark": remark} if remark else {}) for quantity, remark in answer.lines
+            _derived(quantity, seen) | ({"remark": remark} if remark else {})
+            for quantity, remark in answer.lines
         ],
         "tables": [
             {
                 "caption": table.caption,
                 "rows": [
-                    {heading: cell.as_dict() for heading, cell in zip(table.headings, row, strict=True)}
+                    {heading: _bare(cell) for heading, cell in zip(table.headings, row, strict=True)}
                     for row in table.rows
                 ],
             }
@@ -91,3 +98,19 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         ],
         "remarks": list(answer.remarks),
     }
+
+
+def _derived(quantity: Quantity, seen: set[Quantity]) -> dict[str, Any]:
+    """A number with all that it rests on, but for what is in ``seen``."""
+    if not quantity.inputs:
+        return quantity.as_dict()
+    if quantity in seen:
+        return _bare(quantity)
+    seen.add(quantity)
+    alone = dataclasses.replace(quantity, inputs=()).as_dict()
+    return alone | {"inputs": [_derived(given, seen) for given in quantity.inputs]}
+
+
+def _bare(quantity: Quantity) -> dict[str, Any]:
+    """A number without its derivation."""
+    return dataclasses.replace(quantity, formula="", inputs=(), source="").as_dict()

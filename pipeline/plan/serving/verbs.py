@@ -16,11 +16,22 @@ from pipeline.plan.serving import optimum, plots
 from pipeline.plan.serving.amounts import amount, positive, share, within
 from pipeline.plan.serving.engine import PRECISIONS, computes
 from pipeline.plan.serving.interfaces import Gpu, Shape
+from pipeline.plan.serving.names import LAWS, MFU, TRAINED_IN
 from pipeline.plan.serving.show import Answer, Table, show
 
 ASKED = "asked for"
 # What constants of a law may be: the published have exponents from 0.28 to 0.37, and A and B from 400 to 2,100.
 CONSTANTS = {"E": (0.0, 1e3), "A": (1e-3, 1e9), "B": (1e-3, 1e9), "ALPHA": (0.05, 2.0), "BETA": (0.05, 2.0)}
+OUTPUT_SHARE = 0.25
+FOR_MONEY = (
+    "--serve-gpu",
+    "--price",
+    "--serve-price",
+    "--precision",
+    "--serve-precision",
+    *(f"--mfu-{name}" for name in MFU),
+)
+MOST_RATE, MOST_LENGTH = 1e9, 1e9  # requests a second of a fleet, tokens of a request
 MOST_SERVED = 1e18  # tokens: a hundred million for each person
 REMARKS = (
     "Latencies are means, tails are longer; between the client and the engine nothing is counted.",
@@ -35,7 +46,9 @@ def serve(options: argparse.Namespace) -> int:
     """The size and tokens that make training and serving cheapest, and how they move with demand."""
     if options.plot:
         picture.check(options.plot)
-    law = optimum.LAWS[options.law] if options.constants is None else _own_law(options.constants)
+    if options.constants is not None and options.law is not None:
+        raise UserError("--law and --constants: one law at a time")
+    law = optimum.LAWS[options.law or LAWS[0]] if options.constants is None else _own_law(options.constants)
     asked, answered = _demand(options)
     rates = _rates(options)
     steps = [0.0, 0.001, 0.01, 0.1, 1.0, 10.0, 100.0]
@@ -115,13 +128,16 @@ def _demand(options: argparse.Namespace) -> tuple[Quantity, Quantity]:
     if options.demand is None:
         if None in both:
             raise UserError("--input-tokens and --output-tokens belong together; 0 is allowed")
+        if options.output_share is not None:
+            raise UserError("--output-share is of --demand; --output-tokens says it already")
         asked = amount(options.input_tokens, "--input-tokens", zero=True)
         answered = amount(options.output_tokens, "--output-tokens", zero=True)
     else:
         whole = amount(options.demand, "--demand", zero=True)
-        if not 0 <= options.output_share <= 1:
-            raise UserError(f"--output-share {options.output_share:g}: must be from 0 to 1")
-        answered = whole * options.output_share
+        part = OUTPUT_SHARE if options.output_share is None else options.output_share
+        if not 0 <= part <= 1:
+            raise UserError(f"--output-share {part:g}: must be from 0 to 1")
+        answered = whole * part
         asked = whole - answered
     option = "--demand" if options.demand is not None else "--input-tokens and --output-tokens, together"
     if asked + answered > MOST_SERVED:
@@ -149,9 +165,14 @@ def _scaled(
 
 def _rates(options: argparse.Namespace) -> optimum.Rates:
     if options.gpu is None:
-        if options.serve_gpu or options.price is not None or options.serve_price is not None:
+        said = [
+            name
+            for name in FOR_MONEY
+            if getattr(options, name.removeprefix("--").replace("-", "_")) is not None
+        ]
+        if said:
             raise UserError(
-                "--serve-gpu and prices need --gpu, the kind that trains; without it FLOP are counted"
+                f"{said[0]} needs --gpu, the kind that trains; without it FLOP are counted, not money"
             )
         return optimum.COUNT
     train, serving = _gpu(options.gpu), _gpu(options.serve_gpu or options.gpu)
@@ -162,13 +183,16 @@ def _rates(options: argparse.Namespace) -> optimum.Rates:
         _hourly(serving, serve_price, "--serve-price"),
     )
     rates = []
-    for name, gpu, precision, hourly, mfu in (
-        ("train", train, options.precision, paid, options.mfu_train),
-        ("input", serving, options.serve_precision, paid_serving, options.mfu_input),
-        ("output", serving, options.serve_precision, paid_serving, options.mfu_output),
+    trained = _trained(train, options.precision or "bf16")
+    served = _peak(serving, options.serve_precision or "bf16")
+    for name, peak, hourly, said in (
+        ("train", trained, paid, options.mfu_train),
+        ("input", served, paid_serving, options.mfu_input),
+        ("output", served, paid_serving, options.mfu_output),
     ):
-        used = given(f"MFU, {name}", share(mfu, f"--mfu-{name}"), "", "a setting: measure yours")
-        rates.append(optimum.money_rate(f"USD a FLOP, {name}", hourly, _peak(gpu, precision), used))
+        mfu = share(MFU[name] if said is None else said, f"--mfu-{name}")
+        used = given(f"MFU, {name}", mfu, "", "a setting: measure yours")
+        rates.append(optimum.money_rate(f"USD a FLOP, {name}", hourly, peak, used))
     return optimum.Rates(rates[0], rates[1], rates[2], "USD")
 
 
@@ -206,7 +230,7 @@ def fleet(options: argparse.Namespace) -> int:
     from pipeline.plan.serving import fleet as fleets
 
     traffic = fleets.Traffic(
-        amount(options.rate, "--rate"),
+        within(amount(options.rate, "--rate"), "--rate", 1e-9, MOST_RATE, "requests/s"),
         _whole(options.input, "--input"),
         _whole(options.output, "--output"),
         positive(options.ttft_ms, "--ttft-ms") / 1e3 if options.ttft_ms is not None else math.inf,
@@ -241,7 +265,7 @@ def fleet(options: argparse.Namespace) -> int:
 
 
 def _whole(text: str, option: str) -> int:
-    value = amount(text, option)
+    value = within(amount(text, option), option, 1, MOST_LENGTH, "tokens")
     if value != int(value):
         raise UserError(f"{option} {text}: must be a whole number of tokens")
     return int(value)
@@ -256,6 +280,11 @@ def _shape(model: str) -> Shape:
     from pipeline.toolchains import ROOT
 
     loaded = recipe.load(model, ROOT)
+    if not {"export", "deploy"} & set(loaded.settings.stages):
+        raise UserError(
+            f"{loaded.name} serves no model: it has neither export nor deploy among its stages "
+            f"({', '.join(loaded.settings.stages)}); name a recipe that has, or a config.json"
+        )
     found = shapes.of_recipe(loaded.settings.model)
     # What a recipe trains on is no bound of its base, whose own config.json says what is.
     context = found.context if loaded.settings.model.base is None or found.name.endswith(".json") else None
@@ -280,6 +309,16 @@ def _peak(gpu: Gpu, precision: str) -> Quantity:
         if unit in gpu.tflops:
             return given("peak", gpu.tflops[unit] * 1e12, "FLOP/s", f"{gpu.name}, dense {precision}")
     raise UserError(f"{gpu.name} does not compute in {precision}; it does in {', '.join(computes(gpu))}")
+
+
+def _trained(gpu: Gpu, precision: str) -> Quantity:
+    """The peak that training is counted by: that of the precision itself, for weights are not dequantised there."""
+    if precision in gpu.tflops:
+        return given("peak", gpu.tflops[precision] * 1e12, "FLOP/s", f"{gpu.name}, dense {precision}")
+    there = [name for name in TRAINED_IN if name in gpu.tflops]
+    raise UserError(
+        f"--precision {precision}: {gpu.name} does not train in it; it does in {', '.join(there)}"
+    )
 
 
 def _hourly(gpu: Gpu, price: float | None, option: str) -> Quantity:

@@ -308,10 +308,22 @@ def test_a_recipe_may_be_named(verbs: Verbs) -> None:
     assert "llama-tiny" in found["title"]
 
 
+def test_a_recipe_that_serves_nothing_is_refused(verbs: Verbs) -> None:
+    status, out, error = verbs("fleet", "curate-web", *WORDS.split())
+    assert (status, out) == (2, "")
+    assert "curate-web serves no model: it has neither export nor deploy among its stages (curate)" in error
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ("--rate 20=--rate 0", "--rate 0: must be more than zero"),
+        ("--rate 20=--rate 1e30", "--rate 1e+30: must be from 1e-09 to 1e+09 requests/s"),
+        ("--input 1000=--input 1e300", "--input 1e+300: must be from 1 to 1e+09 tokens"),
+        (
+            "--rate 20=--rate 20 --tensor-parallel 32",
+            "--tensor-parallel 32: at most 8 of H100-80GB are joined",
+        ),
         ("--rate 20=--rate nan", "--rate nan: not a number"),
         ("--rate 20=--rate 20 --tensor-parallel 0", "--tensor-parallel 0: must divide the 32 heads"),
         ("--rate 20=--rate 20 --tensor-parallel 3", "--tensor-parallel 3: must divide the 32 heads"),

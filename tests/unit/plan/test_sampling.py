@@ -122,6 +122,11 @@ def test_a_population_that_the_law_does_not_fit_is_warned_of() -> None:
     assert any("do not extrapolate" in warning for warning in found.warnings)
 
 
+def test_a_curve_that_does_not_grow_reaches_no_higher_coverage() -> None:
+    assert Curve(-0.5, 0.0).samples_for(0.9) == math.inf
+    assert Curve(-0.5, 0.1).samples_for(0.9) == math.inf
+
+
 def test_the_ladder_ends_at_the_samples_there_are() -> None:
     assert ladder(250) == [1, 2, 4, 8, 16, 32, 64, 128, 250]
     assert ladder(256)[-2:] == [128, 256]
@@ -214,6 +219,12 @@ def test_the_verb_prints_the_error_left_out_beside_predictions(verbs: Verbs, tmp
         ("--points 1:0.2", "give two points"),
         ("--points 1:0.2,1:0.3", "give two points at different k"),
         ("--points 1:0.2,8:1.3", "coverage above 0 and below 1"),
+        ("--points 1:0.9,250:0.2", "coverage at 250 samples (0.2) must be above that at 1 (0.9)"),
+        ("--points 250:0.5,1:0.5", "coverage at 250 samples (0.5) must be above that at 1 (0.5)"),
+        ("--points 1e10:0.1,1.0000000001e10:0.9", "points this steep"),
+        ("--points 1:0.2,8:0.5 --at 1e300", "--at 1e+300: must be from 1 to 1e+12 samples"),
+        ("--points 1:0.2,8:0.5 --large-coverage 0.4", "--large-coverage needs --ratio"),
+        ("--ratio 1e300", "--ratio 1e+300: must be from 0 to 1e+09"),
         ("--points 1;0.2", "write two points as"),
         ("--points 1:0.2,8:0.5 --target 1", "--target 1: must be above 0 and below 1"),
         ("--points 1:0.2,8:0.5 --at 2.5", "--at 2.5: must be a whole number"),

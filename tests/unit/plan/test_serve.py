@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given as drawn
@@ -181,6 +183,34 @@ def test_every_number_can_be_asked_for_its_derivation(verbs: Verbs) -> None:
     assert out.startswith("saving: 0 %") or "saving: 27.98 %" in out
 
 
+def test_training_in_a_precision_of_weights_alone_is_no_choice(verbs: Verbs) -> None:
+    words = ("serve", "--quality", "7B", "--demand", "1T", "--gpu", "H100-80GB", "--price", "2")
+    with pytest.raises(SystemExit) as refused:
+        verbs(*words, "--precision", "int4-awq")
+    assert refused.value.code == 2
+    half = verbs.json(*words)["by name"]["cost of the compute-optimal"]
+    wide = verbs.json(*words, "--precision", "fp32")["by name"]["cost of the compute-optimal"]
+    assert wide > half
+
+
+def test_machines_get_each_derivation_once(verbs: Verbs) -> None:
+    found = verbs.json("serve", "--quality", "30B", "--demand", "10T", "--explain")
+    derived: list[str] = []
+
+    def walk(number: dict[str, Any]) -> None:
+        if "inputs" in number:
+            derived.append(json.dumps({**number, "inputs": [each["name"] for each in number["inputs"]]}))
+            for each in number["inputs"]:
+                walk(each)
+
+    for number in found["numbers"]:
+        walk({key: value for key, value in number.items() if key != "remark"})
+    assert derived
+    assert len(derived) == len(set(derived))
+    assert all("inputs" not in cell for row in found["tables"][0]["rows"] for cell in row.values())
+    assert len(json.dumps(found, indent=2).splitlines()) < 1000
+
+
 def test_a_law_of_the_users_own_can_be_given(verbs: Verbs) -> None:
     own = verbs.json("serve", "--loss", "2", "--demand", "1T", "--constants", "1.69,406.4,410.7,0.336,0.283")
     published = verbs.json("serve", "--loss", "2", "--demand", "1T")
@@ -213,7 +243,18 @@ def test_a_law_of_the_users_own_can_be_given(verbs: Verbs) -> None:
             "H100-80GB does not compute in nvfp4",
         ),
         ("--quality 7B --demand 1T --gpu h900 --price 2", "there is no GPU 'h900'"),
-        ("--quality 7B --demand 1T --price 2", "need --gpu"),
+        ("--quality 7B --demand 1T --price 2", "--price needs --gpu"),
+        ("--quality 7B --demand 1T --mfu-train 0", "--mfu-train needs --gpu"),
+        ("--quality 7B --demand 1T --precision fp8", "--precision needs --gpu"),
+        (
+            "--quality 7B --demand 1T --gpu A100-80GB --price 2 --precision fp8",
+            "does not train in it; it does in bf16, fp16",
+        ),
+        (
+            "--quality 7B --input-tokens 1T --output-tokens 0 --output-share 1",
+            "--output-share is of --demand",
+        ),
+        ("--loss 2 --demand 1T --law hoffmann --constants 1,1,1,1,1", "one law at a time"),
         ("--quality 7B --demand 1T --constants 1,2,3", "give five numbers"),
         ("--quality 7B --demand 1T --plot x.gif", "must end in .svg, .png or .pdf"),
         ("--quality 7B --demand 1T --plot /proc/x.svg", "--plot /proc/x.svg: cannot be written"),
