@@ -52,6 +52,10 @@ class RoundGpu:
     nvlink_gpus: int = 8
     gpus_per_node: int = 8
 
+    @property
+    def memory_bytes(self) -> float:
+        return 0.99 * self.memory_gb * 2**30
+
     def link(self, gpus: int) -> float:
         return 100e9
 
