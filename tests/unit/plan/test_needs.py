@@ -13,7 +13,7 @@ import pytest
 from pipeline import recipe, schema
 from pipeline.cli import main
 from pipeline.errors import UserError
-from pipeline.plan import calibrate, hardware, money, place
+from pipeline.plan import calibrate, hardware, money, place, verb
 from pipeline.plan.calibrate import Measured
 from pipeline.plan.data import looks, sequence_tokens
 from pipeline.plan.hardware import parse
@@ -346,6 +346,18 @@ def test_calibration_is_refused_where_steps_run_elsewhere(
     words = ["plan", "llama-tiny", "--runs", str(tmp_path), "--site", "kubernetes", "--calibrate"]
     assert main(words) == 2
     assert "--calibrate times steps on this machine" in capsys.readouterr().err
+
+
+def test_what_a_calibration_says_on_the_way_does_not_come_between_the_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verb.inputs, "check_inputs", lambda loaded: None)
+    monkeypatch.setattr(verb.Chain, "plan", lambda chain, target=None: [])
+    monkeypatch.setattr(verb, "calibrate", lambda chain, display: display.note("train", "two steps"))
+    assert main(["plan", "llama-tiny", "--runs", str(tmp_path), "--calibrate", "--json"]) == 0
+    told = capsys.readouterr()
+    assert {each["stage"] for each in json.loads(told.out)["needs"]} == {"pretrain", "train", "align"}
+    assert "two steps" in told.err
 
 
 def test_everything_of_a_need_is_plain_json() -> None:
