@@ -7,8 +7,11 @@ only for the line of every key, so that an error can name the place to mend.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
+
+from pipeline.errors import UserError
 
 
 def key_lines(path: Path) -> dict[str, int]:
@@ -21,6 +24,18 @@ def key_lines(path: Path) -> dict[str, int]:
     if root is not None:
         _walk(root, "", lines)
     return lines
+
+
+def table(path: Path) -> tuple[Any, dict[str, int]]:
+    """A table that a user keeps: its content, and where each key stands.  Raises :class:`UserError` with file and line."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8")), key_lines(path)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: this is not YAML: {error.problem or error.context}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _walk(node: yaml.Node, prefix: str, lines: dict[str, int]) -> None:

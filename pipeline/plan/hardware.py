@@ -19,11 +19,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
-
 from pipeline.errors import UserError
 from pipeline.plan.quantity import Quantity, given
-from pipeline.positions import key_lines
+from pipeline.positions import table
 
 TABLE = Path(__file__).resolve().parents[2] / "configs" / "gpus.yaml"
 VARIABLE = "LIFECYCLE_GPUS"
@@ -201,15 +199,7 @@ def _plain(name: str) -> str:
 @lru_cache(maxsize=8)
 def _read(file: Path, changed: int) -> Mapping[str, Gpu]:
     """The table as it was at a time, so that a file is read once and a changed one again."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        lines = key_lines(file)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise UserError(f"{where}: this is not YAML: {error.problem or error.context}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+    content, lines = table(file)
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file}: expected kinds of GPUs, each with its fields, as in {TABLE}")
     found: dict[str, Gpu] = {}

@@ -20,13 +20,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.errors import UserError
 from pipeline.plan import hardware
 from pipeline.plan.hardware import Gpu
 from pipeline.plan.quantity import Quantity, given
-from pipeline.positions import key_lines
+from pipeline.positions import table
 
 TABLE = Path(__file__).resolve().parents[2] / "configs" / "prices.yaml"
 VARIABLE = "LIFECYCLE_PRICES"
@@ -151,15 +149,7 @@ def _hours(gpu_hours: Quantity) -> float:
 @lru_cache(maxsize=8)
 def _read(file: Path, changed: int) -> Prices:
     """The table as it was at a time, so that a file is read once and a changed one again."""
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        lines = key_lines(file)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise UserError(f"{where}: this is not YAML: {error.problem or error.context}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+    content, lines = table(file)
     reader = _Reader(file, lines)
     top = reader.section(content, "", ("gpus", "energy"))
     listed = top.get("gpus")

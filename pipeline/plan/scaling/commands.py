@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from typing import Any
+
+from pipeline.plan.questions import question
 
 TRAIN = """examples:
   lifecycle scale train --flops 5.76e23
@@ -35,15 +36,17 @@ BOOTSTRAP = {"level": "0.9", "bootstrap": "400", "seed": "1234"}
 def add(subparsers: Any) -> None:
     """Add the verbs to the subparsers of ``scale``."""
     _train(
-        _verb(
+        question(
             subparsers, "train", train, "compute-optimal model and tokens for a budget, by every law", TRAIN
         )
     )
     _sweep(
-        _verb(subparsers, "sweep", sweep, "write the recipes of an IsoFLOP sweep for a base recipe", SWEEP)
+        question(subparsers, "sweep", sweep, "write the recipes of an IsoFLOP sweep for a base recipe", SWEEP)
     )
-    _collect(_verb(subparsers, "collect", collect, "what a sweep's recipes measured, as runs.csv", COLLECT))
-    _forecast(_verb(subparsers, "forecast", forecast, "from compute to loss to task accuracy", FORECAST))
+    _collect(
+        question(subparsers, "collect", collect, "what a sweep's recipes measured, as runs.csv", COLLECT)
+    )
+    _forecast(question(subparsers, "forecast", forecast, "from compute to loss to task accuracy", FORECAST))
 
 
 def train(options: argparse.Namespace) -> int:
@@ -82,20 +85,6 @@ def _one_thread() -> None:
     On 2 busy cores a fit took 2.5 s of processor time with its threads waiting for each other, and 0.08 s without.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-
-def _verb(
-    subparsers: Any, name: str, call: Callable[[argparse.Namespace], int], help: str, examples: str
-) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = subparsers.add_parser(
-        name,
-        help=help,
-        description=help,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.set_defaults(call=call)
-    return made
 
 
 def _bootstrap(parser: argparse.ArgumentParser, known: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from pipeline.plan.questions import question
 from pipeline.plan.serving.names import CACHES, LAWS, MFU, PRECISIONS, TRAINED_IN
 
 SERVE = """examples:
@@ -42,21 +43,12 @@ def add(subparsers: Any) -> None:
         help="derivations: formula, inputs, source (of the numbers whose name contains NAME)",
     )
     common.add_argument("--json", action="store_true", help="for machines")
-    _serve(
-        _verb(
-            subparsers,
-            "serve",
-            "the model size and tokens that make training and serving cheapest",
-            SERVE,
-            common,
-        )
-    )
-    _sampling(
-        _verb(
-            subparsers, "sampling", "coverage of repeated sampling, and small against large", SAMPLING, common
-        )
-    )
-    _fleet(_verb(subparsers, "fleet", "replicas, GPUs, latency and money for given traffic", FLEET, common))
+    told = "the model size and tokens that make training and serving cheapest"
+    _serve(question(subparsers, "serve", serve, told, SERVE, [common]))
+    told = "coverage of repeated sampling, and small against large"
+    _sampling(question(subparsers, "sampling", sampling, told, SAMPLING, [common]))
+    told = "replicas, GPUs, latency and money for given traffic"
+    _fleet(question(subparsers, "fleet", fleet, told, FLEET, [common]))
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -78,20 +70,6 @@ def fleet(options: argparse.Namespace) -> int:
     from pipeline.plan.serving import verbs
 
     return verbs.fleet(options)
-
-
-def _verb(
-    subparsers: Any, name: str, help: str, examples: str, common: argparse.ArgumentParser
-) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = subparsers.add_parser(
-        name,
-        help=help,
-        description=help,
-        epilog=examples,
-        parents=[common],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    return made
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +112,6 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", metavar="FILE", help="how the optimum moves with demand, as .svg, .png or .pdf"
     )
-    parser.set_defaults(call=serve)
 
 
 def _sampling(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +136,6 @@ def _sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--large-coverage", type=float, help="accuracy of the large model at one sample")
     parser.add_argument("--plot", metavar="FILE", help="coverage against samples, as .svg, .png or .pdf")
-    parser.set_defaults(call=sampling)
 
 
 def _fleet(parser: argparse.ArgumentParser) -> None:
@@ -191,4 +167,3 @@ def _fleet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--price", type=float, metavar="USD", help="of a GPU hour (default: configs/prices.yaml)"
     )
-    parser.set_defaults(call=fleet)

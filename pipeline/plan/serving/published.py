@@ -20,8 +20,8 @@ FOLDER = Path(__file__).parents[1] / "published"
 
 
 @dataclass(frozen=True)
-class Row:
-    """Output tokens a second of all GPUs together, of ``requests`` requests sent at once, all of one length."""
+class Measured:
+    """What was measured: a model on ``tensor`` GPUs, requests of one length."""
 
     model: str
     gpu: str
@@ -29,13 +29,19 @@ class Row:
     tensor: int
     input: int
     output: int
-    requests: int
-    tokens_per_s: float
-    use: str
 
     def engine(self, efficiency: Efficiency) -> Engine:
         """The replica that the row was measured on; its cache has the precision of its layers."""
         return _engine(self.model, self.gpu, self.precision, self.tensor, efficiency)
+
+
+@dataclass(frozen=True)
+class Row(Measured):
+    """Output tokens a second of all GPUs together, of ``requests`` requests sent at once."""
+
+    requests: int
+    tokens_per_s: float
+    use: str
 
     def predicted(self, efficiency: Efficiency) -> float:
         """What the roofline says of the row.
@@ -59,22 +65,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class LatencyRow:
+class LatencyRow(Measured):
     """Mean seconds to the first token and between tokens, at ``rate`` requests a second of one replica."""
 
-    model: str
-    gpu: str
-    precision: str
-    tensor: int
-    input: int
-    output: int
     rate: float
     first_token: float
     between: float
-
-    def engine(self, efficiency: Efficiency) -> Engine:
-        """The replica that the row was measured on."""
-        return _engine(self.model, self.gpu, self.precision, self.tensor, efficiency)
 
 
 def throughput_rows() -> list[Row]:
