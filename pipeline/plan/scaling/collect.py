@@ -17,9 +17,9 @@ from pipeline import graph
 from pipeline import recipe as recipes
 from pipeline.errors import UserError
 from pipeline.plan.scaling import sizes
-from pipeline.plan.scaling.sizes import parameters
 from pipeline.plan.scaling.sweep import FLOP_PER_TOKEN, read_listing
 from pipeline.plan.scaling.table import RUNS
+from pipeline.plan.training.eager import parameters
 from pipeline.runner.identity import parts_of
 from pipeline.runner.store import Store, read_artifact
 from pipeline.toolchains import ROOT

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from pipeline.errors import UserError
+from pipeline.plan.training.eager import parameters
 from pipeline.schema import Model
 
 NARROWEST_HEAD = 8
@@ -26,14 +27,6 @@ ASPECT = 2.0  # times the base's ratio of width to layers, either way
 NEAR = 0.05  # relative distance from the size asked for that does not count
 FARTHEST = 0.25
 RATE_EXPONENT = 0.5
-
-
-def parameters(model: Model) -> int:
-    """Parameters of a Llama of this shape, in plain arithmetic: thousands of shapes are tried (a test holds it to ``Shape``)."""
-    width, head = model.hidden_size, model.hidden_size // model.heads
-    attention = 2 * width * width + 2 * width * model.kv_heads * head
-    layer = attention + 3 * width * model.intermediate_size + 2 * width
-    return model.vocab_size * width * (1 if model.tie_embeddings else 2) + model.layers * layer + width
 
 
 def shaped(base: Model, wanted: float) -> Model:

@@ -30,7 +30,7 @@ from pipeline.plan.scaling import sizes
 from pipeline.plan.scaling.budget import compute, positive
 from pipeline.plan.scaling.corpus import Corpus, corpus_of
 from pipeline.plan.scaling.recipes import write
-from pipeline.plan.scaling.sizes import parameters
+from pipeline.plan.training.eager import parameters
 from pipeline.toolchains import ROOT
 
 LISTING = "sweep.json"

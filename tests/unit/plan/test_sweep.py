@@ -14,8 +14,8 @@ import pytest
 from pipeline import graph, recipe, schema
 from pipeline.plan.scaling import commands, sizes, sweep
 from pipeline.plan.scaling.corpus import corpus_of
-from pipeline.plan.scaling.sizes import parameters
 from pipeline.plan.shapes import of_recipe
+from pipeline.plan.training.eager import parameters
 from pipeline.runner.identity import digest_of, parts_of
 from pipeline.runner.store import manifest_digest, output_digest
 from pipeline.toolchains import ROOT

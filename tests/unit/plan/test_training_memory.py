@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline import recipe
 from pipeline.errors import UserError
 from pipeline.plan import hardware, shapes
-from pipeline.plan.training import activations, memory, published, verdict
+from pipeline.plan.training import activations, eager, memory, published, verdict
 from pipeline.plan.training.layout import Layout, Work
 from pipeline.plan.training.settings import read
 from pipeline.plan.training.states import states
@@ -281,3 +281,15 @@ def test_an_impossible_layout_is_refused_in_words(changed: dict[str, object], to
     work = {name: fields.pop(name) for name in ("length", "kind", "precision", "fill") if name in fields}
     with pytest.raises(UserError, match=told):
         memory.need(LLAMA["llama3-8b"], Layout(**fields), Work(**work))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stage", ["train", "align"])
+@pytest.mark.parametrize("name", ["llama-1b", "llama-8b", "llama-70b", "llama-405b"])
+def test_the_general_model_and_the_engines_own_agree(name: str, stage: str) -> None:
+    """Two derivations: by layouts for any model, and operation by operation for the engine's Llama (held to real steps)."""
+    loaded = recipe.load(name, ROOT, "", "local").settings
+    settings, gpus = getattr(loaded, stage), loaded.launch.gpus
+    layout, work = read(stage, settings, loaded.model.context, gpus)
+    found = memory.need(shapes.of_recipe(loaded.model), layout, work)
+    margins = sum(item.value for item in found.items if item.name in ("fragmentation", "CUDA context"))
+    assert found.bytes - margins == pytest.approx(eager.footprint(loaded.model, settings, gpus).peak, rel=0.1)
