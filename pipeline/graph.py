@@ -86,7 +86,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="pretrain",
-        version=2,
+        version=3,
         toolchain="core",
         sections=("model", "pretrain"),
         consumes=(("data", ("curate",)),),
@@ -96,7 +96,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="train",
-        version=3,
+        version=4,
         toolchain="core",
         sections=("model", "train"),
         consumes=(("data", ("curate",)), ("pretrain", ("pretrain",))),
@@ -108,7 +108,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="reward",
-        version=2,
+        version=3,
         toolchain="core",
         sections=("model", "reward", ASKED),
         consumes=(("data", ("curate",)), ("pretrain", ("pretrain",)), ("train", ("train",))),
@@ -135,7 +135,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="align",
-        version=3,
+        version=4,
         toolchain="core",
         sections=("model", "align", ASKED),
         consumes=(

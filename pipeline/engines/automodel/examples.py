@@ -100,6 +100,15 @@ class OrderedExamples(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.order)
 
+    def visits(self) -> dict[str, int]:
+        """How many examples there are, how often one was visited, and how many never were."""
+        seen = torch.bincount(self.order, minlength=len(self.examples))
+        return {
+            "examples": len(self.examples),
+            "visits": len(self.order),
+            "never_visited": int((seen == 0).sum()),
+        }
+
     def first_visits(self) -> list[int]:
         """The places at which each example that is visited is visited first, in order."""
         found: dict[int, int] = {}
@@ -170,22 +179,47 @@ def _groups(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run_order(examples: Examples, steps: int, batch: int, seed: int) -> list[int]:
-    """Indices of the examples of ``steps`` batches: every epoch anew shuffled, like lengths together."""
+    """Indices of the examples of ``steps`` batches: every epoch anew shuffled, like lengths together.
+
+    Each example is visited once an epoch.  What does not fill a last batch is chosen by chance alone,
+    before lengths are looked at, and opens the next epoch, so that at every batch of a run no example
+    has been visited more than once oftener than another.
+    """
     generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
-    needed = steps * batch
     lengths = examples.lengths()
-    while len(order) < needed:
+    order: list[int] = []
+    waiting: list[int] = []
+    while len(order) < steps * batch:
         epoch = torch.randperm(len(examples), generator=generator).tolist()
+        visits = waiting + _behind(epoch, waiting, batch - len(waiting))
+        visits = visits[: steps * batch - len(order)]
+        whole = len(visits) // batch * batch
+        # The batch that two epochs share comes first: what waited must not wait any longer.
+        shared = batch if waiting and whole else 0
+        order += sorted(visits[:shared], key=lambda index: lengths[index])
         batches = []
-        for start in range(0, len(epoch), BUCKET * batch):
-            bucket = sorted(epoch[start : start + BUCKET * batch], key=lambda index: lengths[index])
+        for start in range(shared, whole, BUCKET * batch):
+            bucket = sorted(visits[start : min(start + BUCKET * batch, whole)], key=lambda i: lengths[i])
             batches += [bucket[i : i + batch] for i in range(0, len(bucket), batch)]
-        # A short last batch would shift every later one: its examples wait for another epoch.
-        full = [b for b in batches if len(b) == batch] or [(epoch * batch)[:batch]]
-        for place in torch.randperm(len(full), generator=generator).tolist():
-            order += full[place]
-    return order[:needed]
+        for place in torch.randperm(len(batches), generator=generator).tolist():
+            order += batches[place]
+        waiting = visits[whole:]
+    return order
+
+
+def _behind(epoch: list[int], waiting: list[int], room: int) -> list[int]:
+    """An epoch's order, its first ``room`` examples others than those that wait, as far as there are any.
+
+    So no batch holds an example twice unless the batch is larger than what there is.
+    """
+    if not waiting:
+        return epoch
+    held = set(waiting)
+    head: list[int] = []
+    rest: list[int] = []
+    for index in epoch:
+        (head if len(head) < room and index not in held else rest).append(index)
+    return head + rest
 
 
 def spread(count: int, wanted: int) -> list[int]:

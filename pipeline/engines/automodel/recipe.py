@@ -292,8 +292,18 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
             "validation_loss": final.metrics["val_loss"],
             "tokens": inputs,
             "label_tokens": labels,
+            **self._visited(),
             # Of the last attempt, where the step was interrupted.
             "tokens_per_second": round(self._seen["tokens"] / seconds),
+        }
+
+    def _visited(self) -> dict[str, int]:
+        """What of the data the run visited, and how much of the held-out data its looks take."""
+        held_out = next(iter(self.val_dataloaders.values())).dataset.visits()
+        return {
+            **self.dataloader.dataset.visits(),
+            "validation_examples": held_out["examples"],
+            "validation_looked_at": held_out["visits"],
         }
 
 

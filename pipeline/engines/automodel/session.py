@@ -85,7 +85,14 @@ def prepare(
         )
     train_file, validation_file = step.state / "train.safetensors", step.state / "validation.safetensors"
     batch = settings.global_batch_size
-    train.save(train_file, run_order(train, settings.max_steps, batch, settings.seed))
+    order = run_order(train, settings.max_steps, batch, settings.seed)
+    missed = len(train) - len(set(order))
+    if missed:
+        step.message(
+            f"{missed:,} of {len(train):,} examples are not visited: {section}.max_steps x {section}.global_batch_size "
+            f"= {len(order):,} is less than an epoch"
+        )
+    train.save(train_file, order)
     wanted = settings.validation_batches * settings.global_batch_size
     validation.save(validation_file, spread(len(validation), wanted))
     return str(train_file), str(validation_file)

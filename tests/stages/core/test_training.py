@@ -137,17 +137,6 @@ def test_documents_longer_than_the_context_lose_nothing(tokenizer) -> None:
     assert counts["further_windows"] == len(made) - 1 > 1
 
 
-def test_order_is_fixed_by_the_seed_and_visits_all() -> None:
-    made = examples.Examples.of([([1] * n, [1] * n) for n in range(1, 41)])
-    order = examples.run_order(made, steps=10, batch=4, seed=3)
-    assert order == examples.run_order(made, steps=10, batch=4, seed=3)
-    assert order != examples.run_order(made, steps=10, batch=4, seed=4)
-    assert sorted(order) == list(range(40))
-    assert examples.spread(10, 4) == [0, 2, 5, 7]
-    assert examples.spread(3, 4) == [0, 1, 2]
-    assert len(examples.run_order(examples.Examples.of([([1], [1])]), steps=3, batch=4, seed=0)) == 12
-
-
 def test_pretraining_learns_and_publishes_a_plain_folder(pretrained: Path, curated: Path) -> None:
     from transformers import AutoModelForCausalLM
 
