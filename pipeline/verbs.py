@@ -6,12 +6,12 @@ than the interpreter.
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from pipeline import recipe as recipes
+from pipeline import strict_json
 from pipeline.errors import LifecycleError, UserError
 from pipeline.graph import STAGES
 from pipeline.layers import Origin, leaves, locate
@@ -184,7 +184,7 @@ def diff(options: Namespace) -> int:
 
     runs = Path(options.runs)
     compared = compare(find_run(options.a, runs), find_run(options.b, runs))
-    print(json.dumps(compared, indent=2) if options.json else words_of(compared))
+    print(strict_json.dumps(compared, indent=2) if options.json else words_of(compared))
     return 0
 
 
@@ -194,7 +194,7 @@ def trace(options: Namespace) -> int:
     from pipeline.record.trace import words_of
 
     found = traced(options.what, Path(options.runs), options.certificate)
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else words_of(found))
+    print(strict_json.dumps(found, indent=2, ensure_ascii=False) if options.json else words_of(found))
     return 0
 
 

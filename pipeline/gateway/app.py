@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import pipeline
+from pipeline import strict_json
 from pipeline.gateway import kserve, openai
 from pipeline.gateway.asks import Caller
 from pipeline.gateway.errors import GatewayError, invalid, too_large
@@ -117,7 +117,7 @@ def _told(metrics: Metrics, path: str, error: GatewayError) -> Response:
     """An error as a response.  ASCII, since what a client wrote may hold half a surrogate pair."""
     metrics.refused(error)
     body = error.openai() if path.startswith("/v1") else error.triton()
-    return Response(json.dumps(body), error.status, error.headers(), media_type="application/json")
+    return Response(strict_json.dumps(body), error.status, error.headers(), media_type="application/json")
 
 
 def _answered(request: Request, error: GatewayError) -> Response:

@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from pipeline import strict_json
 from pipeline.gateway.asks import Ask, Event
 from pipeline.gateway.contract import INPUTS, LISTS, OUTPUTS, check_shape, chosen
 from pipeline.gateway.errors import GatewayError, invalid
@@ -211,7 +212,7 @@ def outputs(event: Event) -> dict[str, Any]:
         "finish_reason": event.finish_reason,
         "prompt_tokens": event.prompt_tokens,
         "completion_tokens": event.completion_tokens,
-        "logprobs_output": json.dumps(event.logprobs, ensure_ascii=False) if event.logprobs else "",
+        "logprobs_output": strict_json.dumps(event.logprobs, ensure_ascii=False) if event.logprobs else "",
     }
 
 
@@ -231,7 +232,7 @@ async def _parts(model: str, events: AsyncGenerator[Event, None]) -> AsyncGenera
 
 
 def _encoded(found: dict[str, Any]) -> bytes:
-    return b"data: %b\n\n" % json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"data: %b\n\n" % strict_json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _service(request: Request) -> Service:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 
+from pipeline import strict_json
 from pipeline.gateway.asks import Ask, Caller, Event
 from pipeline.gateway.errors import GatewayError
 from pipeline.gateway.metrics import Metrics
@@ -74,4 +74,4 @@ class Passage:
                 "prompt_tokens": self._prompt,
                 "tokens": self._tokens,
             }
-            LOG.info(json.dumps(line))
+            LOG.info(strict_json.dumps(line))

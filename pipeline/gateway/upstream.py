@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import aiohttp
 
+from pipeline import strict_json
 from pipeline.gateway.asks import Event
 from pipeline.gateway.errors import GatewayError, failed, invalid, timed_out, too_large, unavailable
 from pipeline.gateway.settings import LARGEST_BODY, Limits
@@ -42,7 +43,7 @@ class Upstream:
     async def ask(self, version: Version, model: Model, inputs: dict[str, Any]) -> Stream:
         """Send a request; returns once the model has taken it.  Raises :class:`GatewayError`."""
         stream = Stream(self.limits, model)
-        body = json.dumps({**inputs, "stream": True}, ensure_ascii=False).encode("utf-8")
+        body = strict_json.dumps({**inputs, "stream": True}, ensure_ascii=False).encode("utf-8")
         if len(body) > LARGEST_BODY:
             raise too_large(LARGEST_BODY)
         url = f"http://{version.settings.address}/v2/models/{quote(model.name, safe='')}/generate_stream"

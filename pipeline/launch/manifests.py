@@ -16,12 +16,11 @@ and nothing to clear away after it.
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 import yaml
 
-from pipeline import schema
+from pipeline import schema, strict_json
 from pipeline.launch.orders import PINNED, Order, StepOrder
 
 PREFIX = "nemo-lifecycle.io/"
@@ -89,7 +88,7 @@ _Readable.add_representer(str, _text)
 
 def name(order: Order) -> str:
     """The Job's name: the recipe's, the submission's number, and a digest against another's runs."""
-    digest = hashlib.sha256(json.dumps(order.files, sort_keys=True).encode()).hexdigest()[:6]
+    digest = hashlib.sha256(strict_json.dumps(order.files, sort_keys=True).encode()).hexdigest()[:6]
     tail = f"-{order.number}-{digest}"
     return f"{order.recipe[: LONGEST_NAME - len(tail)].rstrip('-')}{tail}"
 

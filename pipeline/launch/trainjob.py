@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline import schema
+from pipeline import schema, strict_json
 from pipeline.errors import UserError
 from pipeline.launch import manifests
 from pipeline.launch.api import connected
@@ -92,7 +92,7 @@ def check(manifest: dict[str, Any]) -> None:
         known = TrainerV1alpha1TrainJob.from_dict(manifest)
     except pydantic.ValidationError as error:
         raise UserError(f"Kubeflow has no such TrainJob: {error}") from None
-    kept = json.loads(json.dumps(known.to_dict(), default=str))
+    kept = json.loads(strict_json.dumps(known.to_dict(), default=str))
     unknown = list(_lost(manifest, kept, ""))
     if unknown:
         raise UserError(f"Kubeflow's TrainJob has no {', '.join(unknown)}")

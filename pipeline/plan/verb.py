@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from typing import Any
 
 from rich.console import Console
 
+from pipeline import strict_json
 from pipeline.errors import UserError
 from pipeline.graph import STAGES, TRAINING, descendants
 from pipeline.plan.calibrate import calibrate
@@ -54,7 +54,7 @@ def plan(chain: Chain, options: Namespace) -> int:
             "needs": [plain(each) for each in found],
         }
         said["deploy"] = served.plain() if served else None
-        print(json.dumps(said, indent=2))
+        print(strict_json.dumps(said, indent=2))
     elif planned:
         _print_planned(chain, planned)
     elif missing is None:

@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.errors import UserError
 from pipeline.record.history import History, all_artifacts, find_run, history
 from pipeline.runner.identity import SHORT
@@ -200,7 +201,7 @@ def _live_server(found: History, runs: Path) -> dict[str, Any]:
 
 
 def _ask(url: str, tls: ssl.SSLContext | None, body: dict[str, Any] | None = None) -> Any:
-    data = None if body is None else json.dumps(body).encode("utf-8")
+    data = None if body is None else strict_json.dumps(body).encode("utf-8")
     request = urllib.request.Request(url, data=data, headers=client.headers())
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=tls) as answer:

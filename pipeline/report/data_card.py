@@ -11,7 +11,6 @@ around, are spelled out.  Sections without figures are left out.  The same card 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import strict_json
 from pipeline.report.charts import ticks
 
 if TYPE_CHECKING:
@@ -442,4 +442,4 @@ def _short(value: float) -> str:
 
 
 def _setting(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return value if isinstance(value, str) else strict_json.dumps(value, ensure_ascii=False, default=str)

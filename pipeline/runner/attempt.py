@@ -7,13 +7,13 @@ three sittings says so.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.runner.display import Rate, count, duration
 from pipeline.runner.events import EventReader
 from pipeline.stages.seals import keep_sound, read_seals
@@ -61,7 +61,7 @@ def note_attempt(work: Path, made_by: dict[str, Any]) -> None:
     }
     end_torn_line(work / ATTEMPTS)
     with open(work / ATTEMPTS, "a", encoding="utf-8") as handle:
-        handle.write(json.dumps(line) + "\n")
+        handle.write(strict_json.dumps(line) + "\n")
 
 
 def can_go_on(work: Path) -> str | None:

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 from typing import Any
 
-from pipeline import schema
+from pipeline import schema, strict_json
 from pipeline.curation import path_settings
 from pipeline.graph import Step
 
@@ -34,7 +33,7 @@ def canonical(value: Any) -> str:
     and string-keyed dicts of these.
     """
     _refuse_inexact(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return strict_json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def digest_of(value: Any) -> str:

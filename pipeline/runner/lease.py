@@ -35,6 +35,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline import strict_json
 from pipeline.errors import LifecycleError
 from pipeline.serving import processes
 from pipeline.stages.seals import sync_path
@@ -311,7 +312,7 @@ def _write_holder(path: Path) -> tuple[int, Holder]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     with suppress(OSError):  # a file system without locks: the heartbeat alone decides
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    os.write(descriptor, (json.dumps(asdict(holder), indent=2) + "\n").encode("utf-8"))
+    os.write(descriptor, (strict_json.dumps(asdict(holder), indent=2) + "\n").encode("utf-8"))
     return descriptor, holder
 
 

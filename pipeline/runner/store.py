@@ -27,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LifecycleError
+from pipeline import strict_json
+from pipeline.errors import LifecycleError, StepFailed
 from pipeline.runner.identity import SHORT, digest_of
 from pipeline.runner.lease import Lease
 from pipeline.stages.seals import entries, sha256_file, sync_path, sync_tree
@@ -111,7 +112,10 @@ class Store:
         try:
             files = file_table(output)
             whole = {**manifest, "format": FORMAT, "files": files, "output_digest": output_digest(files)}
-            write_json(output / MANIFEST, {**whole, "manifest_digest": manifest_digest(whole)})
+            try:
+                write_json(output / MANIFEST, {**whole, "manifest_digest": manifest_digest(whole)})
+            except strict_json.NotFinite as error:
+                raise StepFailed(f"{stage} cannot be published: {error}") from None
             for parent, _, names in os.walk(output):
                 for name in names:
                     path = Path(parent) / name
@@ -199,7 +203,7 @@ def read_artifact(path: Path) -> Artifact | None:
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return None
     try:
-        manifest = json.loads(text)
+        manifest = strict_json.loads(text)
         stated = manifest.pop("manifest_digest")
         if stated != manifest_digest(manifest):
             return None
@@ -219,8 +223,7 @@ def damage(path: Path, deep: bool = False) -> list[str]:
     except OSError as error:
         return [f"{MANIFEST} cannot be read: {error.strerror}"]
     if artifact is None:
-        missing = not (path / MANIFEST).exists()
-        return [f"{MANIFEST} is missing" if missing else f"{MANIFEST} is not what was published"]
+        return [_manifest_fault(path / MANIFEST)]
     files = artifact.manifest["files"]
     found = []
     for name, entry in files.items():
@@ -239,6 +242,18 @@ def damage(path: Path, deep: bool = False) -> list[str]:
     return found
 
 
+def _manifest_fault(manifest: Path) -> str:
+    if not manifest.exists():
+        return f"{MANIFEST} is missing"
+    try:
+        strict_json.loads(manifest.read_bytes())
+    except strict_json.NotFinite:
+        return f"{MANIFEST} holds a figure that is not a number, such as the loss of a diverged training"
+    except ValueError:
+        pass
+    return f"{MANIFEST} is not what was published"
+
+
 def file_names(folder: Path) -> list[str]:
     """Relative paths of the files of an artifact's folder, manifest excluded, in order."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -252,8 +267,8 @@ def file_table(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:
-    """Digest of a manifest without this digest; unlike an identity it may hold NaN (a diverged loss)."""
-    text = json.dumps(json.loads(json.dumps(manifest)), sort_keys=True)
+    """Digest of a manifest without this digest, as it is once written and read."""
+    text = strict_json.dumps(json.loads(strict_json.dumps(manifest)), sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

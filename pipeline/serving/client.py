@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from pipeline import strict_json
 from pipeline.gateway.settings import is_loopback
 
 KEY = "LIFECYCLE_API_KEY"  # the environment's name of the key for servers that want one
@@ -79,7 +80,7 @@ def events(
     if text is not None:
         body["text_input"] = text
     if messages is not None:
-        body["messages"] = json.dumps(messages, ensure_ascii=False)
+        body["messages"] = strict_json.dumps(messages, ensure_ascii=False)
     if certificate is None:
         connection = http.client.HTTPConnection(address, timeout=timeout)
     else:
@@ -89,7 +90,7 @@ def events(
         connection.request(
             "POST",
             f"/v2/models/{quote(model)}/generate_stream",
-            json.dumps(body, ensure_ascii=False).encode("utf-8"),
+            strict_json.dumps(body, ensure_ascii=False).encode("utf-8"),
             headers(),
         )
         response = connection.getresponse()

@@ -20,7 +20,6 @@ the values have none, tags are used and Helm's notes say so.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shlex
 import string
@@ -30,7 +29,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import schema
+from pipeline import schema, strict_json
 from pipeline.errors import UserError
 from pipeline.serving import repository, targets
 from pipeline.serving.targets import IMAGES, TRTLLM
@@ -261,7 +260,7 @@ def image_name(image: dict[str, Any]) -> str:
 
 
 def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"
+    return strict_json.dumps(content, indent=2) + "\n"
 
 
 def _drain(values: dict[str, Any]) -> int:

@@ -10,6 +10,8 @@ import json
 import socket
 from typing import Any
 
+from pipeline import strict_json
+
 
 class ControlError(Exception):
     """The gateway refused, or could not be asked; the text is meant for people."""
@@ -44,7 +46,7 @@ def give_up(control: str, address: str, why: str) -> None:
 def _ask(control: str, method: str, path: str, body: Any, timeout: float) -> dict[str, Any]:
     connection = _Connection(control, timeout)
     try:
-        connection.request(method, path, None if body is None else json.dumps(body))
+        connection.request(method, path, None if body is None else strict_json.dumps(body))
         answer = connection.getresponse()
         found: dict[str, Any] = json.loads(answer.read())
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from pipeline import strict_json
 from pipeline.toolchains import ROOT, Toolchain
 
 CHART = ROOT / "deploy" / "helm" / "lifecycle"
@@ -88,4 +89,4 @@ def render(folder: Path) -> Made:
 
 
 if __name__ == "__main__":
-    print(json.dumps(vars(render(Path(sys.argv[1])))))
+    print(strict_json.dumps(vars(render(Path(sys.argv[1])))))

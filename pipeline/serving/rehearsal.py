@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import schema
+from pipeline import schema, strict_json
 from pipeline.plan.place import GB
 from pipeline.plan.reading import reading
 from pipeline.plan.shapes import of_recipe
@@ -256,4 +256,4 @@ def _size(count: float) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(config_faults(Path(sys.argv[1]))))
+    print(strict_json.dumps(config_faults(Path(sys.argv[1]))))

@@ -14,7 +14,6 @@ What the exporter adds: ``1/openvino`` or ``1/checkpoint``, and ``1/adapters``.
 
 from __future__ import annotations
 
-import json
 import string
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import schema
+from pipeline import schema, strict_json
 from pipeline.serving import targets
 from pipeline.serving.engines import TENSORRT_LLM, VLLM, faults
 
@@ -201,11 +200,11 @@ def vllm(export: schema.Export, context: int) -> dict[str, str]:
         f"{name}/config.pbtxt": string.Template(
             (SOURCE / "vllm" / "backend.pbtxt").read_text(encoding="utf-8")
         ).substitute(model_name=name),
-        f"{name}/1/model.json": json.dumps(vllm_arguments(export, context), indent=2) + "\n",
+        f"{name}/1/model.json": strict_json.dumps(vllm_arguments(export, context), indent=2) + "\n",
     }
     if export.adapters:
         places = {adapter: f"{MOUNT}/{name}/1/adapters/{adapter}" for adapter in export.adapters}
-        found[f"{name}/1/multi_lora.json"] = json.dumps(places, indent=2) + "\n"
+        found[f"{name}/1/multi_lora.json"] = strict_json.dumps(places, indent=2) + "\n"
     return found
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import schema
+from pipeline import schema, strict_json
 from pipeline.gateway.settings import Limits, Settings
 from pipeline.serving import control, processes, server
 from pipeline.serving.client import Endpoint
@@ -129,7 +129,7 @@ def write(path: Path, service: Service) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(
-        json.dumps(dataclasses.asdict(service), indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        strict_json.dumps(dataclasses.asdict(service), indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
     os.replace(part, path)
 

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 
 from pipeline.stages.step import InputError, Step
+from pipeline.strict_json import NotFinite
 
 DISK_FULL = 28  # ENOSPC; an event could not be written either
 INTERRUPTED = 75  # training that stopped on SIGTERM after writing a checkpoint
@@ -20,7 +21,7 @@ def ending(step: Step, work: Callable[[], object], tells: bool = True) -> int:
     """
     try:
         work()
-    except InputError as error:
+    except (InputError, NotFinite) as error:  # a figure that nobody looked at is not published either
         if tells:
             step.error(str(error))
         return 2

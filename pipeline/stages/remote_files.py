@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.documents import Unit, belongs
 from pipeline.schema import Source, from_plain
 
@@ -52,7 +53,11 @@ def _stamp(about: dict[str, Any]) -> str:
 if __name__ == "__main__":
     wanted = from_plain(Source, json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     try:
-        print(json.dumps([[unit.name, unit.path, size, stamp] for unit, size, stamp in remote_units(wanted)]))
+        print(
+            strict_json.dumps(
+                [[unit.name, unit.path, size, stamp] for unit, size, stamp in remote_units(wanted)]
+            )
+        )
     except Exception as error:  # whatever a store's client raises becomes one line for the controller
         print(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", file=sys.stderr)
         sys.exit(2)

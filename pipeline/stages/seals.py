@@ -25,6 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
+
 SEALS = "seals.jsonl"
 DIGESTED_AT_ONCE = 8  # files; hashing a large one does not hold the interpreter
 
@@ -75,7 +77,10 @@ def write_seal(work: Path, piece: Path) -> None:
         sync_path(piece)
     for parent in piece.relative_to(work).parents:
         sync_path(work / parent)
-    line = json.dumps({"piece": piece.relative_to(work).as_posix(), "files": files}, sort_keys=True) + "\n"
+    line = (
+        strict_json.dumps({"piece": piece.relative_to(work).as_posix(), "files": files}, sort_keys=True)
+        + "\n"
+    )
     with open(work / SEALS, "a", encoding="utf-8") as handle:
         handle.write(line)
         handle.flush()
@@ -106,7 +111,7 @@ def write_release(work: Path, files: Iterable[Path]) -> None:
     if changed:
         with open(work / SEALS, "a", encoding="utf-8") as handle:
             for piece, digests in changed.items():
-                handle.write(json.dumps({"piece": piece, "files": digests}, sort_keys=True) + "\n")
+                handle.write(strict_json.dumps({"piece": piece, "files": digests}, sort_keys=True) + "\n")
             handle.flush()
             os.fsync(handle.fileno())
     for path in released:
@@ -154,7 +159,7 @@ def keep_sound(work: Path, quarantine: Callable[[Path, str], object]) -> list[st
             said.append(f"{name} is damaged ({fault}): moved to quarantine, and made again")
             quarantine(piece, f"interrupted work that is not what was sealed: {fault}")
     _drop_unsealed(work / "state", work, set(sound))
-    lines = [json.dumps({"piece": n, "files": f}, sort_keys=True) + "\n" for n, f in sound.items()]
+    lines = [strict_json.dumps({"piece": n, "files": f}, sort_keys=True) + "\n" for n, f in sound.items()]
     part = work / f"{SEALS}.part"
     part.write_text("".join(lines), encoding="utf-8")
     os.replace(part, work / SEALS)

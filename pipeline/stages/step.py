@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from pipeline import schema
+from pipeline import schema, strict_json
 from pipeline.stages.seals import write_release, write_seal
 
 Section = TypeVar("Section")
@@ -149,7 +149,7 @@ class Step:
         write_json(self.work / "result.json", {"metrics": metrics, "headline": headline})
 
     def _event(self, kind: str, **values: Any) -> None:
-        line = json.dumps({"time": time.time(), "kind": kind, **values}, ensure_ascii=False) + "\n"
+        line = strict_json.dumps({"time": time.time(), "kind": kind, **values}, ensure_ascii=False) + "\n"
         # One write of one line to a file opened for appending: readers never see half of it
         # and a killed step leaves at most a torn last line, which readers pass over.
         with open(self.work / "events.jsonl", "a", encoding="utf-8") as handle:
@@ -160,7 +160,9 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
     # A name of our own: two controllers may write the same file at once.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    part.write_text(
+        strict_json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+    )
     os.replace(part, path)
 
 
@@ -175,4 +177,4 @@ def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as handle:
         for record in records:
-            handle.write(json.dumps(record, ensure_ascii=False) + "\n")
+            handle.write(strict_json.dumps(record, ensure_ascii=False) + "\n")

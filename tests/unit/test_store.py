@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import StepFailed
 from pipeline.runner.attempt import can_go_on, curves, end_torn_line, note_attempt, read_attempts, take_up
 from pipeline.runner.digests import DigestMemory
 from pipeline.runner.events import EventReader
@@ -60,9 +62,26 @@ def test_equal_content_has_an_equal_output_digest_whatever_the_manifest_says(tmp
     assert len(digests) == 1
 
 
-def test_a_metric_that_is_not_a_number_can_be_published_and_read_again(store: Store) -> None:
-    publish(store, metrics={"loss": float("nan")})
-    assert store.find("train", IDENTITY) is not None
+def test_a_metric_that_is_not_a_number_is_not_published(store: Store) -> None:
+    with pytest.raises(StepFailed, match=r"metrics.loss = nan is not a finite number"):
+        publish(store, metrics={"loss": float("nan")})
+    assert store.find("train", IDENTITY) is None
+    assert store.artifacts("train") == []
+
+
+def test_an_artifact_that_an_earlier_version_published_with_nan_is_not_whole(store: Store) -> None:
+    artifact = publish(store, metrics={"loss": 1.5})
+    manifest = artifact.path / "manifest.json"
+    text = manifest.read_text().replace("1.5", "NaN")
+    plain = json.loads(text)
+    stated = plain.pop("manifest_digest")
+    now = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    manifest.chmod(0o644)
+    manifest.write_text(text.replace(stated, now))
+    assert store.find("train", IDENTITY) is None
+    assert damage(artifact.path) == [
+        "manifest.json holds a figure that is not a number, such as the loss of a diverged training"
+    ]
 
 
 def test_an_unexplained_folder_goes_to_quarantine(store: Store) -> None:

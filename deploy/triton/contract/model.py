@@ -23,6 +23,7 @@ from parameters import NAMES, Parameters, RequestError, parse
 from serve import load
 
 FINAL = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+LEAST_LOGPROB = -9999.0
 LOOK_S = 0.05  # between two looks whether a client has gone
 
 
@@ -174,16 +175,21 @@ def read_values(request: Any) -> dict[str, Any]:
 
 def response(piece: Piece, text: str) -> Any:
     """A Triton response of one piece of an answer."""
-    logprobs = [[each.token, each.logprob] for each in piece.logprobs]
+    # JSON has no infinities: a token that all but cannot be has the value that vLLM and OpenAI give it.
+    logprobs = [[each.token, max(LEAST_LOGPROB, each.logprob)] for each in piece.logprobs]
     return triton.InferenceResponse(
         [
             _text("text_output", text),
             _text("finish_reason", piece.finish_reason),
             _count("prompt_tokens", piece.prompt_tokens),
             _count("completion_tokens", piece.completion_tokens),
-            _text("logprobs_output", json.dumps(logprobs, ensure_ascii=False) if logprobs else ""),
+            _text("logprobs_output", strict_json(logprobs) if logprobs else ""),
         ]
     )
+
+
+def strict_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _text(name: str, value: str) -> Any:

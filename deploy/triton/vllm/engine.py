@@ -112,7 +112,7 @@ def asked(prompt: str, sampling: Sampling, lora: str | None) -> list[Any]:
         flags["return_logprobs"] = True
     return [
         text("text_input", prompt),
-        text("sampling_parameters", json.dumps(values)),
+        text("sampling_parameters", json.dumps(values, allow_nan=False)),
         *(array(name, [value], bool) for name, value in flags.items()),
     ]
 

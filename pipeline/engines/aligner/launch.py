@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
+
+from pipeline import strict_json
 
 SCRIPT = "/opt/NeMo-Aligner/examples/nlp/gpt/train_gpt_dpo.py"
 FILE = "dpo.sh"
@@ -35,7 +36,7 @@ def overrides(tree: dict[str, Any], prefix: str = "") -> list[str]:
 def write(tree: dict[str, Any], folder: Path) -> Path:
     """Write the configuration to read (``dpo.json``) and the launch line (``dpo.sh``); returns the latter."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "dpo.json").write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+    (folder / "dpo.json").write_text(strict_json.dumps(tree, indent=2) + "\n", encoding="utf-8")
     script = folder / FILE
     words = " \\\n  ".join(shlex.quote(word) for word in command(tree))
     script.write_text(f"#!/bin/sh\nexec {words}\n", encoding="utf-8")

@@ -26,6 +26,7 @@ from nemo_automodel.recipes.llm.train_ft import build_model
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from pipeline import strict_json
 from pipeline.engines.automodel.adapters import adapters_off, has_adapters
 from pipeline.engines.automodel.examples import IGNORED
 from pipeline.engines.automodel.pairs import PairRecipe
@@ -271,7 +272,7 @@ def reference_key(work: Any, settings: Align, computing: list[Any]) -> str:
     rest = [work.group, settings.precision, settings.micro_batch_size, settings.packing, layout, computing]
     if settings.peft == "qlora":
         rest.append(settings.peft)
-    return hashlib.sha256(json.dumps([digests, rest], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(strict_json.dumps([digests, rest], sort_keys=True).encode()).hexdigest()
 
 
 def take_earlier(step: Step, of: str, target: Path) -> None:

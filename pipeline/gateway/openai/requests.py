@@ -21,7 +21,6 @@ https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
-import json
 import secrets
 from typing import Annotated, Any, Literal
 
@@ -34,6 +33,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipeline import strict_json
 from pipeline.gateway.asks import Ask
 from pipeline.gateway.errors import invalid
 
@@ -272,7 +272,7 @@ class ChatRequest(_Request):
             raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
         if self.top_logprobs:
             self._check_alternatives("top_logprobs")
-        messages = json.dumps([message.plain() for message in self.messages], ensure_ascii=False)
+        messages = strict_json.dumps([message.plain() for message in self.messages], ensure_ascii=False)
         return self._asks(
             [{"messages": messages}],
             answer_id,

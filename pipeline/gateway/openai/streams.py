@@ -7,11 +7,11 @@ generators of all its choices, which cancels their requests in the model.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from pipeline import strict_json
 from pipeline.gateway.asks import Event
 from pipeline.gateway.errors import GatewayError, failed
 from pipeline.gateway.openai.answers import DONE, Answer
@@ -104,4 +104,4 @@ async def parts(events: Events, answer: Answer) -> AsyncGenerator[bytes, None]:
 
 
 def _told(error: GatewayError) -> bytes:
-    return f"data: {json.dumps(error.openai())}\n\n".encode()
+    return f"data: {strict_json.dumps(error.openai())}\n\n".encode()

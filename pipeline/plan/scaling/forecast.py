@@ -7,13 +7,13 @@ The fits are :mod:`~pipeline.plan.scaling.downstream`'s; errors are those on poi
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.errors import UserError
 from pipeline.plan.quantity import Quantity, given
 from pipeline.plan.scaling import picture
@@ -51,7 +51,7 @@ def forecast(options: Namespace) -> int:
             name: value.as_dict() if isinstance(value, Quantity) else value for name, value in found.items()
         }
         print(
-            json.dumps(
+            strict_json.dumps(
                 {
                     "fit": asdict(chain),
                     "forecast": plain or None,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import recipe as recipes
-from pipeline import schema
+from pipeline import schema, strict_json
 from pipeline.errors import UserError
 from pipeline.plan.quantity import words
 from pipeline.plan.scaling import sizes
@@ -79,12 +79,16 @@ def sweep(options: Namespace) -> int:
         _make_room(folder)
         for point, settings in made:
             write(folder / point.folder / f"{name}.yaml", settings, loaded.name, point)
-        (folder / LISTING).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
+        (folder / LISTING).write_text(strict_json.dumps(listing, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be written: {error.strerror or error}") from None
     warnings = [*corpus.warnings, *_warnings(points)]
     if options.json:
-        print(json.dumps({**listing, "folder": str(folder), "corpus": asdict(corpus), "warnings": warnings}))
+        print(
+            strict_json.dumps(
+                {**listing, "folder": str(folder), "corpus": asdict(corpus), "warnings": warnings}
+            )
+        )
     else:
         _print(folder, points, corpus, warnings)
     return 0

@@ -8,10 +8,10 @@ lifecycle scale train --runs runs.csv --flops 1e15
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
+from pipeline import strict_json
 from pipeline.errors import UserError
 from pipeline.plan.quantity import Quantity
 from pipeline.plan.scaling import budget as budgets
@@ -54,7 +54,7 @@ def train(options: Namespace) -> int:
     if options.json:
         from pipeline.plan.scaling.show import as_dict
 
-        print(json.dumps(as_dict(spent, optima, own, warnings), indent=1))
+        print(strict_json.dumps(as_dict(spent, optima, own, warnings), indent=1))
     else:
         _print(spent, optima, own, warnings, options.explain)
         if options.plot:

@@ -12,11 +12,11 @@ at a time; no held-out row was looked at before it was settled.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.plan.serving.engine import Efficiency
 from pipeline.plan.serving.load import under
 from pipeline.plan.serving.published import LatencyRow, Row, latency_rows, mean_and_most, throughput_rows
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", action="store_true", help="print every row beside its prediction")
     options = parser.parse_args(arguments)
     found = report()
-    options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    options.output.write_text(strict_json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if options.rows:
         constants = Efficiency(**found["constants"])
         for row in throughput_rows():
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{row.use:9}{row.model:15}{row.gpu:11}{row.precision:5}TP{row.tensor} {row.input:6}{row.output:6}"
                 f"{row.tokens_per_s:10.0f}{row.predicted(constants):10.0f}{row.error(constants):+8.1%}"
             )
-    print(json.dumps(found, indent=2))
+    print(strict_json.dumps(found, indent=2))
     return 0
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.plan.quantity import Quantity
 
 
@@ -33,7 +33,7 @@ class Answer:
 def show(answer: Answer, *, explain: str | None, machine: bool) -> None:
     """Print an answer; ``explain`` is None, or a part of the names whose derivation is wanted (empty: of all)."""
     if machine:
-        print(json.dumps(as_dict(answer), indent=2))
+        print(strict_json.dumps(as_dict(answer), indent=2))
     elif explain is None:
         print("\n".join(text(answer)))
     else:

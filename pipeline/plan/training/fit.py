@@ -14,12 +14,12 @@ zero; and experts got a term of what is sent to them, each framework its own, in
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.plan import hardware
 from pipeline.plan.training.efficiency import FITTED, NAMES, Constants
 from pipeline.plan.training.layout import experts
@@ -123,8 +123,8 @@ def report(constants: Constants) -> dict[str, Any]:
 def main() -> None:
     """Fit, write, and say what the held-out rows say."""
     found = report(fit())
-    FITTED.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found["constants"]))
+    FITTED.write_text(strict_json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(strict_json.dumps(found["constants"]))
     for row in found["rows"]:
         print(f"{row['use']:9s}{row['error']:+8.1%}  {row['row']}")
     for use in ("in_sample", "held_out"):

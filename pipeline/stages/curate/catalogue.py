@@ -9,13 +9,13 @@ the file with what is installed.
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 import types
 import typing
 from importlib import import_module
 from typing import Any, cast
 
+from pipeline import strict_json
 from pipeline.curation import catalogue
 
 TEXT = "nemo_curator.stages.text"
@@ -128,5 +128,5 @@ def _types(annotation: Any) -> set[Any]:
 
 
 if __name__ == "__main__":
-    json.dump(describe(), sys.stdout, indent=1, sort_keys=True)
+    sys.stdout.write(strict_json.dumps(describe(), indent=1, sort_keys=True))
     sys.stdout.write("\n")

@@ -21,6 +21,7 @@ from itertools import pairwise, takewhile
 from statistics import fmean, median
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.stages.curate.chats import (
     CountTokens,
     Message,
@@ -272,7 +273,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _digest(*parts: object) -> bytes:
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).digest()[:16]
+    return hashlib.sha256(strict_json.dumps(parts, ensure_ascii=True).encode()).digest()[:16]
 
 
 @dataclass
@@ -313,7 +314,7 @@ def pairs_from_scores(
         except Unusable as fault:
             made.faults.append((index, str(fault)))
             continue
-        group = groups.setdefault(json.dumps(turns, ensure_ascii=False), {})
+        group = groups.setdefault(strict_json.dumps(turns, ensure_ascii=False), {})
         for text, score in answers:
             group.setdefault(text, []).append(score)
     left_out: Counter[str] = Counter()

@@ -29,6 +29,7 @@ from nemo_curator.backends.base import WorkerMetadata
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.tasks import DocumentBatch, FileGroupTask
 
+from pipeline import strict_json
 from pipeline.stages.curate.text_stages import LEDGER, Ledger
 
 DOCUMENTS, COUNTS, DROPPED = "documents.jsonl", "counts.json", "dropped.jsonl"
@@ -198,7 +199,7 @@ def dumps(row: dict[str, Any]) -> bytes:
     try:
         return bytes(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
     except TypeError:
-        text = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")
+        text = strict_json.dumps(row, ensure_ascii=False).encode("utf-8", "replace")
         return text + b"\n"
 
 

@@ -10,12 +10,11 @@ replaced without losing a request (:mod:`.replace`), once the new one has answer
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
 
-from pipeline import schema
+from pipeline import schema, strict_json
 from pipeline.gateway.settings import load
 from pipeline.serving import control, server, service
 from pipeline.serving.processes import Mark
@@ -206,5 +205,5 @@ def curl_line(deployed: service.Service) -> str:
     if deployed.gateway.needs_key:
         words.append('-H "Authorization: Bearer $LIFECYCLE_API_KEY"')
     words.append(f"{deployed.gateway.url}/v1/chat/completions -H 'Content-Type: application/json'")
-    words.append(f"-d '{json.dumps({**body, 'stream': True})}'")
+    words.append(f"-d '{strict_json.dumps({**body, 'stream': True})}'")
     return " ".join(words)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 import time
 from pathlib import Path
 
-from pipeline import schema
+from pipeline import schema, strict_json
 from pipeline.gateway import keys
 from pipeline.gateway import settings as own
 from pipeline.serving import control, service
@@ -52,7 +51,7 @@ def start(folder: Path, wanted: own.Settings) -> service.Gateway:
     file, log = folder / "gateway.json", folder / "gateway.log"
     wanted = dataclasses.replace(wanted, control=socket, log=str(log))
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dataclasses.asdict(wanted), indent=2) + "\n", encoding="utf-8")
+    file.write_text(strict_json.dumps(dataclasses.asdict(wanted), indent=2) + "\n", encoding="utf-8")
     process = begin(toolchain.python, service.GATEWAY, file, log)
     made = service.Gateway(
         process=Mark.of(process.pid),

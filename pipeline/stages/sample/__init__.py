@@ -13,11 +13,11 @@ the order of the work can show in what is drawn.  Prompts are answered and score
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.schema import Model, Sample
 from pipeline.stages.models import latest_model, load_asking_tokenizer, model_folder
 from pipeline.stages.step import InputError, Step, read_jsonl, write_json, write_jsonl
@@ -95,7 +95,7 @@ def prompts(step: Step, tokenizer: Any, split: str, left_out: Counter[str]) -> l
             break
         given = record["messages"][:-1] if "messages" in record else record["prompt"]
         turns = [{"role": "user", "content": given}] if isinstance(given, str) else given
-        key = json.dumps(turns, ensure_ascii=False)
+        key = strict_json.dumps(turns, ensure_ascii=False)
         if key in found:
             left_out["a prompt that was there before"] += 1
         elif len(prompt_ids(tokenizer, turns)) + settings.max_new_tokens > context:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -56,7 +58,7 @@ class Ledger:
     def put(self, key: str, answer: Answer) -> None:
         """Write an answer down, to the disk, before anybody uses it."""
         record = {"key": key, **vars(answer)}
-        self._file.write(json.dumps(record, ensure_ascii=True) + "\n")
+        self._file.write(strict_json.dumps(record, ensure_ascii=True) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._keep(key, answer)
@@ -81,5 +83,5 @@ class Ledger:
 
 def request_key(request: dict[str, Any]) -> str:
     """SHA-256 of everything about a request that its answer may depend on."""
-    text = json.dumps(request, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    text = strict_json.dumps(request, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
