@@ -10,14 +10,27 @@
 # The environments are made from configs/toolchains/*.lock on first use, and never again
 # while the locks stay as they are.
 
-RECIPE ?= llama-tiny
-SITE   ?= local
-SET    ?=
-KEY    ?=# for explain: one setting, e.g. KEY=train.lr
-TARGET ?= $(RECIPE)# for trace: an address, a recipe, an artifact, a file
-OPTIONS ?=# any option of the verb, e.g. OPTIONS=--strict (lifecycle VERB --help has them)
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-VENVS  := $(or $(LIFECYCLE_VENVS),.venvs)
+# Make's command line sets these, and nothing else does: what a shell exports under such a name (an API's KEY, a compiler's
+# OPTIONS) was meant for another program.  Of the environment LIFECYCLE_VENVS counts: the folder for the environments.
+RECIPE  := llama-tiny
+SITE    := local
+SET     :=
+KEY     :=# for explain: one setting, e.g. KEY=train.lr
+TARGET   = $(RECIPE)# for trace: an address, a recipe, an artifact, a file
+OPTIONS :=# any options of the verb, e.g. OPTIONS=--strict (lifecycle VERB --help has them)
+A       :=# for diff: two recipes, artifacts or folders
+B       :=
+ASK     :=# for scale: its question, e.g. ASK="train --flops 1e21"
+PYTHON  := $(shell command -v python3.11 || command -v python3)
+VENVS   := $(or $(value LIFECYCLE_VENVS),.venvs)
+
+# A value as one word of the shell, whatever is in it.
+quoted   = '$(subst ','\'',$(1))'
+# A target of make is a word without blanks, and some characters have a meaning of their own in it.
+ifneq ($(shell printf %s $(call quoted,$(VENVS)) | LC_ALL=C tr -d 'A-Za-z0-9/._+@,\200-\377-'),)
+$(error LIFECYCLE_VENVS is "$(VENVS)": make can use a path of letters, digits and / . _ + @ , - alone; name another folder, \
+or a link to this one)
+endif
 
 export SET
 STAGES := curate pretrain train reward sample align evaluate export deploy
@@ -28,8 +41,7 @@ SERVING    := $(VENVS)/serving/$(STAMP)
 GATEWAY    := $(VENVS)/gateway/$(STAMP)
 LAUNCH     := $(VENVS)/launch/$(STAMP)
 TRACKING   := $(VENVS)/tracking/$(STAMP)
-# A site whose steps are jobs of a cluster needs NeMo-Run here, and trackers their packages.
-AT_SITE    := $(if $(filter-out local ray,$(SITE)),$(LAUNCH)) $(if $(findstring tracking.,$(SET)),$(TRACKING))
+TRACKERS   := $(if $(findstring tracking.,$(SET)),$(TRACKING))
 NEMO       := $(VENVS)/nemo/$(STAMP)
 DEV        := $(VENVS)/dev/$(STAMP)
 CHARTS     := $(VENVS)/charts/$(STAMP)
@@ -37,33 +49,38 @@ DEBIAN     := $(VENVS)/debian/usr/bin/promtool
 BENCH      := $(VENVS)/bench/$(STAMP)
 RIVALS     := $(VENVS)/bench-serving/$(STAMP)
 SERVED     := $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY)
-BARE        = $(VENVS)/controller/bin/python -m pipeline $(1) $(OPTIONS)
-LIFECYCLE   = $(BARE) --site $(SITE) --set "$$SET" $(RECIPE) $(KEY)
+PIPELINE    = $(VENVS)/controller/bin/python -m pipeline
+RESOLVED    = --site $(call quoted,$(SITE)) --set "$$SET" $(call quoted,$(RECIPE))
+LIFECYCLE   = $(PIPELINE) $(1) $(OPTIONS) $(RESOLVED)
+# A site whose steps are jobs of a cluster needs NeMo-Run here.  Its kind says so, whatever its file is called.
+AT_SITE     = $(if $(filter-out local,$(SITE)),kind=$$($(PIPELINE) explain $(RESOLVED) site.kind) || exit; \
+	[ "$${kind#"site.kind = 'local':"}" != "$$kind" ] || $(call CREATE,launch) || exit;)
+CREATE      = $(call quoted,$(PYTHON)) -m pipeline.toolchains create $(1)
 ENVIRONMENTS := controller core serving gateway launch tracking nemo dev charts bench bench-datatrove bench-data-juicer \
 	bench-serving
-VERBS  := plan status explain report verify chat stop cancel
+VERBS  := plan status report verify chat stop cancel
 
-.PHONY: help run $(STAGES) $(VERBS) rollback fetch diff trace gc scale env clean-env test lint test-unit test-faults-short \
+.PHONY: help run $(STAGES) $(VERBS) explain rollback fetch diff trace gc scale env clean-env test lint test-unit test-faults-short \
 	test-faults test-stages test-gateway test-launch test-deploy test-e2e test-full slurm compose debian-tools bench-controller \
 	bench-curation bench-training bench-llama-server bench-serving bench-overhead bench-serve soak locks
 
 help:
 	@sed -n '2,12s/^# \{0,1\}//p' Makefile
-	@echo "verbs: run $(STAGES) $(VERBS) rollback fetch diff trace gc scale"
+	@echo "verbs: run $(STAGES) $(VERBS) explain rollback fetch diff trace gc scale"
 	@echo "and: test test-faults test-full lint env clean-env soak"
 	@echo "     bench-controller bench-curation bench-training bench-serving bench-overhead bench-serve"
 
-run: $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY) $(AT_SITE)
-	@$(call LIFECYCLE,run)
+run: $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY) $(TRACKERS)
+	@$(AT_SITE) $(call LIFECYCLE,run)
 
-curate pretrain train reward sample align evaluate: $(CONTROLLER) $(CORE) $(AT_SITE)
-	@$(call LIFECYCLE,$@)
+curate pretrain train reward sample align evaluate: $(CONTROLLER) $(CORE) $(TRACKERS)
+	@$(AT_SITE) $(call LIFECYCLE,$@)
 
-export: $(CONTROLLER) $(CORE) $(SERVING) $(AT_SITE)
-	@$(call LIFECYCLE,$@)
+export: $(CONTROLLER) $(CORE) $(SERVING) $(TRACKERS)
+	@$(AT_SITE) $(call LIFECYCLE,$@)
 
-deploy: $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY) $(AT_SITE)
-	@$(call LIFECYCLE,$@)
+deploy: $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY) $(TRACKERS)
+	@$(AT_SITE) $(call LIFECYCLE,$@)
 
 rollback: $(CONTROLLER) $(SERVING) $(GATEWAY)
 	@$(call LIFECYCLE,$@)
@@ -71,28 +88,31 @@ rollback: $(CONTROLLER) $(SERVING) $(GATEWAY)
 $(VERBS): $(CONTROLLER)
 	@$(call LIFECYCLE,$@)
 
+explain: $(CONTROLLER)
+	@$(call LIFECYCLE,$@) $(if $(KEY),$(call quoted,$(KEY)))
+
 fetch: $(CONTROLLER) $(CORE)
 	@$(call LIFECYCLE,$@)
 
 diff: $(CONTROLLER)
-	@$(call BARE,diff) $(A) $(B)
+	@$(PIPELINE) diff $(OPTIONS) $(if $(A),$(call quoted,$(A))) $(if $(B),$(call quoted,$(B)))
 
 trace: $(CONTROLLER)
-	@$(call BARE,trace) $(TARGET)
+	@$(PIPELINE) trace $(OPTIONS) $(call quoted,$(TARGET))
 
 gc: $(CONTROLLER)
-	@$(call BARE,gc)
+	@$(PIPELINE) gc $(OPTIONS)
 
-# Questions that come before a recipe, e.g. ASK="train --flops 1e21"; without one, which there are.
+# Questions that come before a recipe; without one, which there are.
 scale: $(CONTROLLER)
-	@$(VENVS)/controller/bin/python -m pipeline scale $(or $(ASK),--help)
+	@$(PIPELINE) scale $(or $(ASK),--help)
 
 # ---------------------------------------------------------------------- environments
 
 env: $(CONTROLLER) $(CORE) $(SERVING) $(GATEWAY)
 
 $(VENVS)/%/$(STAMP): configs/toolchains/%.lock
-	@$(PYTHON) -m pipeline.toolchains create $*
+	@$(call CREATE,$*)
 	@touch $@
 
 env-%: $(VENVS)/%/$(STAMP)
@@ -103,7 +123,7 @@ clean-env:
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:
-	@$(PYTHON) -m pipeline.toolchains lock $(ENVIRONMENTS)
+	@$(call quoted,$(PYTHON)) -m pipeline.toolchains lock $(ENVIRONMENTS)
 
 # ----------------------------------------------------------------------------- tests
 

@@ -10,6 +10,8 @@ and pip is not called.  Standard library only: this runs before anything is inst
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +72,8 @@ class Toolchain:
 
     @property
     def folder(self) -> Path:
-        return Path(os.environ.get("LIFECYCLE_VENVS", self.root / ".venvs")) / self.name
+        # Absolute: a step runs in a folder of its own.
+        return (Path(os.environ.get("LIFECYCLE_VENVS") or self.root / ".venvs") / self.name).absolute()
 
     @property
     def python(self) -> Path:
@@ -111,6 +115,8 @@ class Toolchain:
 def create(toolchain: Toolchain) -> None:
     """Make the environment from its lock; does nothing where it is up to date.
 
+    Of two at once the second waits and finds it done.  An installation that was interrupted is begun anew.
+
     Raises :class:`UserError` for the wrong Python or too little disk and
     :class:`LifecycleError` with the package's name and what to do when pip fails.
     """
@@ -121,7 +127,37 @@ def create(toolchain: Toolchain) -> None:
             f"Python 3.11 is needed, this is {sys.version.split()[0]} ({sys.executable}); "
             "name the right one: make PYTHON=/path/to/python3.11"
         )
-    toolchain.folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(toolchain) as held:
+        if not toolchain.ready():
+            _install(toolchain, held)
+
+
+@contextlib.contextmanager
+def _alone(toolchain: Toolchain) -> Iterator[int]:
+    """Hold the right to build the environment; yields the lock's descriptor.
+
+    The kernel gives the right back however we end, and no sooner than whoever inherited the descriptor has ended.
+    Raises :class:`UserError` where the folder cannot be written.
+    """
+    try:
+        toolchain.folder.parent.mkdir(parents=True, exist_ok=True)
+        held = os.open(toolchain.folder.parent / f".{toolchain.name}.building", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(
+            f"{toolchain.folder.parent} cannot be written ({error.strerror}): set LIFECYCLE_VENVS to a folder that can"
+        ) from None
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{toolchain.name}: is being installed already; waiting for that ...", flush=True)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield held
+    finally:
+        os.close(held)
+
+
+def _install(toolchain: Toolchain, held: int) -> None:
     free = shutil.disk_usage(toolchain.folder.parent).free / 1e9
     if free < NEEDS_GB.get(toolchain.name, DEFAULT_GB):
         raise UserError(
@@ -131,8 +167,10 @@ def create(toolchain: Toolchain) -> None:
     started = time.monotonic()
     count = len(pins(toolchain.lock))
     print(f"{toolchain.name}: installing {count} pinned packages into {toolchain.folder} ...", flush=True)
+    # The stamp first: an environment that is half gone must not pass for a whole one.
+    (toolchain.folder / STAMP).unlink(missing_ok=True)
     shutil.rmtree(toolchain.folder, ignore_errors=True)
-    _call([sys.executable, "-m", "venv", str(toolchain.folder)], toolchain)
+    _call([sys.executable, "-m", "venv", str(toolchain.folder)], toolchain, held=held)
     # torch alone and first, with what its build needs: a later package that wants "torch"
     # would otherwise choose the build.  Then everything else exactly as pinned; resolving
     # again could only fail, since some packages' stated ranges are narrower than what works.
@@ -146,8 +184,8 @@ def create(toolchain: Toolchain) -> None:
         "--no-compile",
     ]
     if "torch" in pins(toolchain.lock):
-        _call([*pip, f"torch=={pins(toolchain.lock)['torch']}"], toolchain, toolchain.lock)
-    _call([*pip, "--no-deps", "-r", str(toolchain.lock)], toolchain, toolchain.lock)
+        _call([*pip, f"torch=={pins(toolchain.lock)['torch']}"], toolchain, toolchain.lock, held)
+    _call([*pip, "--no-deps", "-r", str(toolchain.lock)], toolchain, toolchain.lock, held)
     (toolchain.folder / STAMP).write_text(toolchain.lock_digest() + "\n", encoding="utf-8")
     print(f"{toolchain.name}: ready in {time.monotonic() - started:.0f} s", flush=True)
 
@@ -235,9 +273,12 @@ def failure_advice(output: str) -> str:
     return lines[-1] if lines else "pip gave no reason"
 
 
-def _call(command: list[str], toolchain: Toolchain, constraint: Path | None = None) -> None:
-    """Run a command of an installation; ``constraint`` also pins what packages are built with."""
-    pinned = {"PIP_CONSTRAINT": str(constraint)} if constraint else {}
+def _call(
+    command: list[str], toolchain: Toolchain, constraint: Path | None = None, held: int | None = None
+) -> None:
+    """Run a command of an installation, which inherits the lock ``held``; ``constraint`` also pins what packages are built with."""
+    # An address, since pip takes a path with a space for two.
+    pinned = {"PIP_CONSTRAINT": constraint.absolute().as_uri()} if constraint else {}
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,
@@ -245,6 +286,7 @@ def _call(command: list[str], toolchain: Toolchain, constraint: Path | None = No
         text=True,
         check=False,
         env={**os.environ, **pinned},
+        pass_fds=() if held is None else (held,),
     )
     if done.returncode:
         log = toolchain.folder.parent / f"{toolchain.name}-install.log"

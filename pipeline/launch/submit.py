@@ -122,7 +122,7 @@ def _order(chain: Chain, steps: list[graph.Step], folder: Path, options: list[st
         if site.slurm.container_image:  # has environments of its own
             python = site.slurm.python or f"{site.slurm.root}/.venvs/controller/bin/python"
             environment["PYTHONPATH"] = site.slurm.root
-        elif "LIFECYCLE_VENVS" in os.environ:
+        elif os.environ.get("LIFECYCLE_VENVS"):
             environment["LIFECYCLE_VENVS"] = str(Path(os.environ["LIFECYCLE_VENVS"]).resolve())
     else:
         cluster = site.kubernetes
