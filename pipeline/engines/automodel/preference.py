@@ -40,6 +40,7 @@ from pipeline.engines.automodel.preference_losses import (
 )
 from pipeline.schema import Align, Optimisation
 from pipeline.schema.training import LOSS_SETTINGS
+from pipeline.stages.ending import INTERRUPTED
 from pipeline.stages.seals import entries
 from pipeline.stages.step import Step
 
@@ -142,6 +143,10 @@ class PreferenceRecipe(PairRecipe):
         for start in range(0, len(places), size * ranks):
             own = places[start + rank * size : start + (rank + 1) * size]
             batch = collate([dataset[place] for place in own or places[:1]])  # a sharded model runs in step
+            if any(
+                self.step_scheduler.sig_handler.signals_received()
+            ):  # training, which hears it, is far off
+                raise SystemExit(INTERRUPTED)
             found = self._scores(batch)[0].float().cpu()
             if own:
                 scores[batch["index"]] = found

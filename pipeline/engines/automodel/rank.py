@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.launch import muster
-from pipeline.stages.ending import DISK_FULL, INTERRUPTED, ending
+from pipeline.stages.ending import DISK_FULL, INTERRUPTED, OUT_OF_MEMORY, WORKER_KILLED, ending
 from pipeline.stages.pool import bind
 from pipeline.stages.step import Step, write_json
 
 RUN, FIGURES, AGENT = "run.json", "figures.json", "LIFECYCLE_AGENT"
+TOLD = (2, DISK_FULL, OUT_OF_MEMORY, WORKER_KILLED, INTERRUPTED)  # what says most first
 WATCH_S = 1.0
 MEET_S = 900  # until the last machine has loaded its libraries from a shared disk
 
@@ -94,7 +95,10 @@ def _agent(step: Step, run: Path, count: int, nodes: int, address: str, node: in
     try:
         elastic_launch(config, sys.executable)(*module)
     except ChildFailedError as failed:
-        return known_status([failure.exitcode for failure in failed.failures.values()])
+        # The agent ends the others when one has failed, so how they ended says nothing.
+        _, first = failed.get_first_failure()
+        known = known_status([failure.exitcode for failure in failed.failures.values()])
+        return WORKER_KILLED if known == 1 and first.exitcode == -signal.SIGKILL else known
     except SignalException:
         place = muster.folder()
         lost = muster.failed(place) if place and node == 0 else None
@@ -104,7 +108,7 @@ def _agent(step: Step, run: Path, count: int, nodes: int, address: str, node: in
 
 def known_status(codes: list[int | None]) -> int:
     """The status of a step some of whose processes ended with these."""
-    return next((code for code in (2, DISK_FULL, INTERRUPTED) if code in codes), 1)
+    return next((code for code in TOLD if code in codes), 1)
 
 
 def join(job: str, run: str, address: str, count: str, nodes: str, node: str) -> int:

@@ -8,6 +8,7 @@ data, and the reports to the step.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,10 +24,11 @@ from torch.nn import functional
 
 from pipeline.engines.automodel.adapters import start_alike
 from pipeline.engines.automodel.calibration import Calibration
+from pipeline.engines.automodel.diverged import finite_weights, learned_nothing, require_finite
 from pipeline.engines.automodel.examples import IGNORED
 from pipeline.engines.automodel.linear_loss import linear_cross_entropy
 from pipeline.schema import Optimisation
-from pipeline.stages.step import Step
+from pipeline.stages.step import Step, write_json
 
 if TYPE_CHECKING:
     from pipeline.engines.automodel.session import Run
@@ -47,6 +49,7 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
     def report_to(self, step: Step, settings: Optimisation, work: Run) -> None:
         """Where progress goes, and whether the forward pass is autocast to bf16."""
         self._reporter = step
+        self._settings, self._section = settings, work.section
         self._bf16, self._seed = settings.precision == "bf16", settings.seed
         self._seen: dict[str, Any] = {"tokens": 0, "last_loss": None}
         self._began = time.monotonic()
@@ -170,10 +173,34 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
             filled = list(places) or [0]
             yield collate([dataset[place] for place in filled]), len(places)
 
+    def _run_train_optim_step(self, batches: Any, max_grad_norm: float | None = None) -> Any:
+        """AutoModel's optimiser step; ends training where it has come apart, and hears a signal to stop.
+
+        AutoModel asks for the signal only at steps that write no checkpoint of their own: never, where
+        every step does.
+        """
+        made = super()._run_train_optim_step(batches, max_grad_norm)
+        figures = made.metrics
+        self._require_finite({"the loss": figures["loss"], "the gradient's norm": figures["grad_norm"]})
+        _ = self.step_scheduler.sigterm_received
+        return made
+
+    def _require_finite(self, figures: dict[str, Any]) -> None:
+        scheduler, checkpoints = self.step_scheduler, Path(self.checkpointer.config.checkpoint_dir)
+        done = min(scheduler.step + 1, scheduler.max_steps)
+        require_finite(figures, int(done), self._settings, self._section, checkpoints)
+
     @torch.no_grad()
     def _run_validation_epoch(self, val_dataloader: Any) -> Any:
+        """A look at the validation data, in evaluation mode; the loss must be finite."""
         for part in self.model_parts:
             part.eval()
+        made = self.look()
+        self._require_finite({"the validation loss": made.metrics["val_loss"]})
+        return made
+
+    def look(self) -> Any:
+        """The figures of the validation data, ``val_loss`` among them."""
         sums = torch.zeros(2, dtype=torch.float64)  # nats, labels
         for batch, counting in self.validation_batches():
             loss = self.summed_loss(batch)
@@ -215,7 +242,12 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
             self.checkpointer.load_model = load
 
     def save_checkpoint(self, *arguments: Any, **named: Any) -> None:
-        """AutoModel's checkpoint, sealed once it is complete: only sealed ones are gone on from."""
+        """AutoModel's checkpoint, sealed once it is complete: only sealed ones are gone on from.
+
+        The loss of a step was computed before its update, so the update may have broken the weights unseen.
+        """
+        if not finite_weights(self.model_parts, self.dist_env.world_size, self.compute_device):
+            self._require_finite({"a weight": float("nan")})
         super().save_checkpoint(*arguments, **named)
         self._seal_latest()
 
@@ -250,11 +282,19 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         done = log_data.step + 1
         self._seen["tokens"] += metrics["num_tokens_per_step"]
         self._seen["last_loss"] = metrics["loss"]
+        if done == 1:
+            write_json(self._first_step, {"loss": metrics["loss"]})
+            self._reporter.seal(self._first_step)
         note = f"{self.loss_name} {metrics['loss']:.3f}, {metrics['tps']:,.0f} tokens/s"
         self._reporter.progress(done, self.step_scheduler.max_steps, "steps", note)
         if done % METRIC_EVERY == 0 or done == self.step_scheduler.max_steps:
             figures = {"loss": metrics["loss"], "lr": metrics["lr"], "grad_norm": float(metrics["grad_norm"])}
             self._reporter.metric(done, **figures, **self.extra_metrics(metrics))
+
+    @property
+    def _first_step(self) -> Path:
+        """Where the loss of the first step is kept for the end, which another attempt may come to."""
+        return self._reporter.state / "first-step.json"
 
     def _whole_run(self) -> dict[str, Any]:
         """For a calibration: one look at the validation loss, and what the whole run will read."""
@@ -284,6 +324,7 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         final = self._final = self._run_validation_epoch(next(iter(self.val_dataloaders.values())))
         seconds = time.monotonic() - self._began
         inputs, labels = self.dataloader.dataset.token_counts()
+        self._tell_of_nothing_learned(final.metrics["val_loss"])
         return {
             "parameters": sum(parameter.numel() for parameter in self.model_parts[0].parameters()),
             "processes": self.dist_env.world_size,
@@ -296,6 +337,19 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
             # Of the last attempt, where the step was interrupted.
             "tokens_per_second": round(self._seen["tokens"] / seconds),
         }
+
+    def guessed_over(self) -> int | None:
+        """Tokens that a guess would be spread over; None where the loss is no cross-entropy over tokens."""
+        model = getattr(self.model_parts[0], "module", self.model_parts[0])
+        return int(model.get_input_embeddings().weight.shape[0])
+
+    def _tell_of_nothing_learned(self, loss: float) -> None:
+        if not self.dist_env.is_main:
+            return
+        kept = self._first_step
+        start = json.loads(kept.read_text(encoding="utf-8"))["loss"] if kept.exists() else None
+        if told := learned_nothing(loss, start, self.guessed_over()):
+            self._reporter.warning(told)
 
     def _visited(self) -> dict[str, int]:
         """What of the data the run visited, and how much of the held-out data its looks take."""
