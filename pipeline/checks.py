@@ -74,6 +74,12 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
     if len(set(ports)) < 3:
         yield "deploy.http_port", f"the three ports must differ; they are {', '.join(map(str, ports))}"
     yield from _deploy(recipe)
+    if recipe.gate.min_pairs > recipe.evaluate.max_pairs:
+        yield (
+            "gate.min_pairs",
+            f"{recipe.gate.min_pairs} is more than evaluate.max_pairs = {recipe.evaluate.max_pairs} are looked at, so that the "
+            "gate would never open",
+        )
     if recipe.gate.override_reason is not None and len(recipe.gate.override_reason.strip()) < 8:
         yield "gate.override_reason", "give a reason that a reader of the record will understand"
     yield from site_faults(recipe.site)

@@ -152,7 +152,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="evaluate",
-        version=1,
+        version=2,
         toolchain="core",
         sections=("model", "evaluate"),
         consumes=DATA_AND_MODELS,

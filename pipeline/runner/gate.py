@@ -7,6 +7,8 @@ reason (``gate.override_reason``), which the export's manifest keeps.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,56 +41,95 @@ class Verdict:
 def judge(metrics: dict[str, Any], tolerance: schema.Gate) -> Verdict:
     """Hold the ``gate`` figures of an evaluation against the recipe's tolerances.
 
-    A figure that could not be measured (no held-out pairs of a kind, or no parent) is
-    named as not checked and does not close the gate.
+    Closed, too, where nothing could be measured, where a figure is not a number or rests on fewer than
+    ``gate.min_pairs`` held-out items, and where no pair is held out of a kind that the model was aligned on.
+    Of what the data do not have (no chats, no pairs of a kind) nothing is asked.
     """
     figures = metrics.get("gate") or {}
     model, parent = figures.get("model"), figures.get("parent")
-    checks: list[str] = []
-    failures: list[str] = []
-
-    def hold(name: str, value: float | None, passes: bool, words: str) -> None:
-        if value is None:
-            checks.append(f"{name}: not checked (no figure)")
-            return
-        checks.append(words)
-        if not passes:
-            failures.append(words)
-
     if model is None or parent is None:
         return Verdict(True, ["nothing to compare: one model only"], [], tolerance.override_reason)
+    checks = [_answer_loss(figures, tolerance)]
+    checks += [_kind(kind, entry, tolerance) for kind, entry in figures["kinds"].items()]
+    unseen = [kind for kind in figures["aligned_on"] if not figures["kinds"].get(kind, {}).get("pairs")]
+    checks += [
+        Check(
+            f"{kind} preference accuracy: not measured, for no pair of a kind that {model} was aligned on is held out",
+            False,
+        )
+        for kind in unseen
+    ]
+    if all(check.passed is None for check in checks):
+        checks.append(Check(f"nothing that is held out tells {model} from {parent}", False))
+    return Verdict(
+        all(check.passed is not False for check in checks),
+        [check.words for check in checks],
+        [check.words for check in checks if check.passed is False],
+        tolerance.override_reason,
+    )
 
-    loss, before = figures.get("answer_loss"), figures.get("parent_answer_loss")
-    rise = (loss - before) / before if loss is not None and before else None
-    hold(
-        "answer loss",
-        rise,
-        rise is not None and rise <= tolerance.max_answer_loss_rise,
-        f"answer loss of {model} against {parent}: {_percent(rise)} (at most +{tolerance.max_answer_loss_rise:.0%})",
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison in words; ``passed`` is None where the data have nothing to compare."""
+
+    words: str
+    passed: bool | None
+
+
+def _answer_loss(figures: dict[str, Any], tolerance: schema.Gate) -> Check:
+    count, rise, most = figures["answers"], figures["answer_loss_change"], tolerance.max_answer_loss_rise
+    words = (
+        f"answer loss of {figures['model']} against {figures['parent']}: {_percent(rise)} "
+        f"({_between(figures['answer_loss_change_ci'], _percent)}, {count} answers; at most +{most:.0%})"
     )
-    interval = figures.get("content_accuracy_change_ci")
+    return _held("answer loss", "answers", count, rise, tolerance, words, lambda: rise <= most)
+
+
+def _kind(kind: str, entry: dict[str, Any], tolerance: schema.Gate) -> Check:
+    """The accuracy on one kind of pairs: of style it must rise, of all else it must not fall."""
+    change, interval, count = entry["change"], entry["change_ci"], entry["pairs"]
+    measured = f"{kind} preference accuracy change: {_points(change)} ({_between(interval, _points)}, {count} pairs; "
+    name = f"{kind} preference accuracy"
+    if kind == "style":
+        least = tolerance.min_style_accuracy_rise
+        words = f"{measured}at least {_points(least)})"
+        return _held(name, "pairs", count, change, tolerance, words, lambda: change >= least)
+    content = kind == "content"
+    fall = tolerance.max_content_accuracy_fall if content else tolerance.max_given_accuracy_fall
+    words = f"{measured}the interval must reach {_points(-fall)})"
     upper = interval[1] if interval else None
-    hold(
-        "content accuracy",
-        upper,
-        upper is not None and upper >= -tolerance.max_content_accuracy_fall,
-        f"content accuracy change: {_points(figures.get('content_accuracy_change'))}, 95% interval up to "
-        f"{_points(upper)} (at least {_points(-tolerance.max_content_accuracy_fall)})",
-    )
-    style, style_before = figures.get("style_accuracy"), figures.get("parent_style_accuracy")
-    gain = style - style_before if style is not None and style_before is not None else None
-    hold(
-        "style accuracy",
-        gain,
-        gain is not None and gain >= tolerance.min_style_accuracy_rise,
-        f"style preference accuracy change: {_points(gain)} (at least {_points(tolerance.min_style_accuracy_rise)})",
-    )
-    return Verdict(not failures, checks, failures, tolerance.override_reason)
+    return _held(name, "pairs", count, upper, tolerance, words, lambda: interval[1] >= -fall)
+
+
+def _held(
+    name: str,
+    items: str,
+    count: int,
+    value: float | None,
+    tolerance: schema.Gate,
+    words: str,
+    passes: Callable[[], bool],
+) -> Check:
+    """Whether a figure passes, after whether it can be judged by at all."""
+    if not count:
+        return Check(f"{name}: not measured (no {items} are held out)", None)
+    if value is None or not math.isfinite(value):
+        return Check(f"{name}: not a number, over {count} {items}", False)
+    if count < tolerance.min_pairs:
+        return Check(
+            f"{name}: {count} {items} are too few to judge by (gate.min_pairs = {tolerance.min_pairs})", False
+        )
+    return Check(words, passes())
+
+
+def _between(interval: list[float] | None, form: Callable[[float], str]) -> str:
+    return "no interval" if interval is None else f"95% interval {form(interval[0])} to {form(interval[1])}"
 
 
 def _percent(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:+.1%}"
+    return "unknown" if value is None else f"{round(value, 3) + 0.0:+.1%}"
 
 
 def _points(value: float | None) -> str:
-    return "unknown" if value is None else f"{100 * value:+.1f} points"
+    return "unknown" if value is None else f"{round(100 * value, 1) + 0.0:+.1f} points"  # never -0.0

@@ -38,8 +38,17 @@ class Gate:
     max_content_accuracy_fall: float = setting(
         0.0, "largest fall of content accuracy beyond the paired 95% interval", ge=0, le=1
     )
+    max_given_accuracy_fall: float = setting(
+        0.0,
+        "largest fall of the accuracy on pairs of the user's own beyond the paired 95% interval",
+        ge=0,
+        le=1,
+    )
     min_style_accuracy_rise: float = setting(
         0.0, "smallest rise of style preference accuracy over the parent", ge=-1, le=1
+    )
+    min_pairs: int = setting(
+        20, "fewest held-out answers, and held-out pairs of each kind, that a verdict may rest on", ge=1
     )
     override_reason: str | None = setting(
         None, "go on although the gate is closed; the reason is recorded in the export's manifest"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from pipeline.schema import Model, Pretrain
 from pipeline.stages.data_sets import documents
 from pipeline.stages.models import load_tokenizer, tokenizer_folder
+from pipeline.stages.perplexity import perplexity
 from pipeline.stages.step import Step
 
 
@@ -33,9 +32,9 @@ def run(step: Step) -> None:
         "pretrain", session.kind_of(NextTokenRecipe), str(start), str(tokenizer_folder(step)), *files
     )
     figures = session.run(step, work)
-    perplexity = math.exp(figures["validation_loss"])
+    reached = perplexity(figures["validation_loss"])
     parameters = figures["parameters"]
     step.finish(
-        metrics={**figures, "validation_perplexity": perplexity, **counts},
-        headline=f"{parameters / 1e6:.1f}M parameters, validation perplexity {perplexity:.1f}",
+        metrics={**figures, "validation_perplexity": reached, **counts},
+        headline=f"{parameters / 1e6:.1f}M parameters, validation perplexity {reached:.1f}",
     )

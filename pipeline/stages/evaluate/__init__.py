@@ -12,10 +12,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.schema import Evaluate, Model
 from pipeline.stages.data_sets import documents
 from pipeline.stages.models import available_models, load_asking_tokenizer, model_folder
-from pipeline.stages.step import Step, write_json
+from pipeline.stages.step import InputError, Step, read_jsonl, write_json
 
 
 def run(step: Step) -> None:
@@ -40,7 +41,13 @@ def run(step: Step) -> None:
         step.phase(name)
         if not cache.exists():
             model = load_model(model_folder(step, name))
-            write_json(cache, scores_of(step, model, tokenizer, held_out, settings))
+            measured = scores_of(step, model, tokenizer, held_out, settings)
+            if fault := strict_json.not_finite(measured):
+                raise InputError(
+                    f"evaluate: {name} gives held-out data scores that are not finite ({fault}): its weights are broken, "
+                    f"or too large for the precision they are stored in; train it anew, or put another model.base in its place"
+                )
+            write_json(cache, measured)
             step.seal(cache)
         scores[name] = json.loads(cache.read_text(encoding="utf-8"))
     step.phase("baselines")
@@ -56,7 +63,7 @@ def run(step: Step) -> None:
         "models": models,
         "changes": changes,
         "baselines": figures.baselines(held_out, unigram, bigram),
-        "gate": figures.gate_figures(names, models, changes),
+        "gate": figures.gate_figures(names, models, changes, _aligned_on(step)),
         "scored": {
             "documents": len(held_out.documents),
             "answers": len(held_out.answers),
@@ -76,6 +83,12 @@ def run(step: Step) -> None:
     write_json(step.output / "evaluation.json", report)
     (step.output / "evaluation.md").write_text(table.markdown(report), encoding="utf-8")
     step.finish(metrics={k: v for k, v in report.items() if k != "answers"}, headline=_headline(report))
+
+
+def _aligned_on(step: Step) -> list[str]:
+    """The kinds of preference pairs that curation gave to alignment."""
+    file = step.inputs["data"] / "preference" / "train.jsonl"
+    return sorted({str(record["kind"]) for record in read_jsonl(file)}) if file.exists() else []
 
 
 def _context(step: Step, name: str) -> int:

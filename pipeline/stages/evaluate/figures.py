@@ -12,6 +12,7 @@ from pipeline.stages.evaluate.held_out import HeldOut
 from pipeline.stages.evaluate.intervals import mean_interval, ratio_interval
 from pipeline.stages.evaluate.measure import wins
 from pipeline.stages.house_style import check
+from pipeline.stages.perplexity import perplexity
 
 Figure = dict[str, Any]
 
@@ -28,6 +29,7 @@ def model_figures(scores: dict[str, Any], resamples: int) -> Figure:
     style, style_low, style_high = mean_interval([not rules for rules in broken], resamples)
     return {
         "perplexity": _exp(_ratio(sum(documents["loss"]), sum(documents["tokens"]))),
+        "answers": len(tokens),
         "answer_loss": _ratio(content.sum(), tokens.sum()),
         "answer_loss_with_end": _ratio(content.sum() + end.sum(), tokens.sum() + len(end)),
         "wrong_question_gap": _known(gap),
@@ -92,26 +94,34 @@ def baselines(held_out: HeldOut, unigram: Any, bigram: Any) -> Figure:
     }
 
 
-def gate_figures(names: list[str], models: dict[str, Figure], changes: dict[str, Figure]) -> Figure:
-    """What the gate needs: the last model against the one before it."""
+def gate_figures(
+    names: list[str], models: dict[str, Figure], changes: dict[str, Figure], aligned_on: list[str]
+) -> Figure:
+    """What the gate needs: the last model against the one before it, on every kind of pairs.
+
+    ``aligned_on`` are the kinds of pairs that alignment was given, whether or not any of them is held out.
+    """
     model = names[-1]
     parent = names[-2] if len(names) > 1 else None
     if parent is None:
         return {"model": model, "parent": None}
-
-    def accuracy(name: str, kind: str) -> Any:
-        return models[name]["preference"].get(kind, {}).get("summed")
-
-    content = changes[model]["preference"].get("content", {})
+    changed, before = changes[model], models[parent]["answer_loss"]
+    interval = changed["answer_loss_ci"]
     return {
         "model": model,
         "parent": parent,
-        "answer_loss": models[model]["answer_loss"],
-        "parent_answer_loss": models[parent]["answer_loss"],
-        "content_accuracy_change": content.get("summed"),
-        "content_accuracy_change_ci": content.get("summed_ci"),
-        "style_accuracy": accuracy(model, "style"),
-        "parent_style_accuracy": accuracy(parent, "style"),
+        "answers": models[model]["answers"],
+        "answer_loss_change": changed["answer_loss_relative"],
+        "answer_loss_change_ci": [side / before for side in interval] if interval and before else None,
+        "kinds": {
+            kind: {
+                "pairs": models[model]["preference"][kind]["pairs"],
+                "change": entry["summed"],
+                "change_ci": entry["summed_ci"],
+            }
+            for kind, entry in changed["preference"].items()
+        },
+        "aligned_on": aligned_on if model == "align" else [],
     }
 
 
@@ -125,7 +135,7 @@ def _ratio(total: float, count: float) -> float | None:
 
 
 def _exp(value: float | None) -> float | None:
-    return None if value is None else math.exp(value)
+    return None if value is None else perplexity(value)
 
 
 def _known(value: float) -> float | None:

@@ -11,16 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import events, start, write_job
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from pipeline import schema
 from pipeline.engines.automodel.examples import Examples
 from pipeline.engines.automodel.tokenise import instruction_examples, prompt_ids
+from pipeline.runner.gate import judge
 from pipeline.stages.evaluate.answers import greedy_answers
+from pipeline.stages.evaluate.figures import change, gate_figures, model_figures
 from pipeline.stages.evaluate.held_out import swap_questions
 from pipeline.stages.evaluate.intervals import mean_interval, ratio_interval
 from pipeline.stages.evaluate.measure import wins
 from pipeline.stages.evaluate.ngram import Bigram, Unigram
 from pipeline.stages.evaluate.scoring import label_losses
+from pipeline.stages.perplexity import perplexity
 
 QUESTIONS = ["What does f do?", "What is the class networkx.Graph for, if anything at all?", "Why?"]
 
@@ -150,3 +155,55 @@ def test_empty_test_data_is_named_and_breaks_nothing(
     assert report["models"]["pretrain"]["perplexity"] is None
     assert report["gate"] == {"model": "pretrain", "parent": None}
     assert "no test data" in (work / "output" / "evaluation.md").read_text()
+
+
+def test_a_model_whose_scores_are_no_numbers_is_not_evaluated(
+    tmp_path: Path, curated: Path, pretrained: Path
+) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(pretrained, tmp_path / "broken")
+    file = tmp_path / "broken" / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][0] = math.nan
+    file.chmod(0o644)
+    save_file(weights, file, metadata={"format": "pt"})
+    inputs = {"data": curated, "pretrain": tmp_path / "broken"}
+    process = start(write_job("evaluate", tmp_path / "w", inputs))
+    process.communicate(timeout=200)
+    assert process.returncode == 2
+    told = events(tmp_path / "w", "error")[0]["text"]
+    assert "pretrain gives held-out data scores that are not finite (documents.loss.0 = nan)" in told
+    assert not (tmp_path / "w" / "result.json").exists()
+
+
+def test_the_gates_figures_are_of_every_kind_of_pairs_with_their_number() -> None:
+    def scores(better: float, count: int) -> dict:
+        pairs = {"rejected": [-2.0] * count, "chosen_tokens": [2] * count, "rejected_tokens": [2] * count}
+        content = [4.0 - better] * count
+        answers = {"content": content, "end": [1.0] * count, "tokens": [2] * count, "swapped": [5.0] * count}
+        return {
+            "documents": {"loss": [1.0], "tokens": [1]},
+            "answers": answers,
+            "preferences": {"given": {"chosen": [-2.5 + better] * count, **pairs}},
+            "generated": ["Return it."],
+        }
+
+    before, after = scores(0.0, 24), scores(1.0, 24)
+    models = {"train": model_figures(before, 100), "align": model_figures(after, 100)}
+    changes = {"align": change(before, after, 100)}
+    found = gate_figures(["train", "align"], models, changes, ["given"])
+    assert found["kinds"] == {"given": {"pairs": 24, "change": 1.0, "change_ci": [1.0, 1.0]}}
+    assert found["aligned_on"] == ["given"]
+    assert found["answers"] == 24
+    assert found["answer_loss_change"] == pytest.approx(-0.25)
+    assert found["answer_loss_change_ci"] == pytest.approx([-0.25, -0.25])
+    assert judge({"gate": found}, schema.Gate()).passed
+    assert not judge({"gate": found}, schema.Gate(min_pairs=25)).passed
+
+
+def test_a_loss_beyond_all_sense_has_a_perplexity() -> None:
+    assert perplexity(0.0) == 1.0
+    assert math.isfinite(perplexity(1e9))
