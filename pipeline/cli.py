@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import pipeline
@@ -23,6 +24,7 @@ from pipeline.graph import STAGES
 from pipeline.launch import muster
 from pipeline.plan.scaling import commands as scaling
 from pipeline.plan.serving import commands as serving
+from pipeline.runner.reasons import disk_full
 
 EXAMPLES = """examples:
   lifecycle run                              the whole chain of recipes/llama-tiny.yaml
@@ -99,7 +101,11 @@ def _disk_trouble(error: OSError) -> tuple[str, int]:
     """What to tell of an operation that the system refused, and the exit status."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in FULL:
-        return f"the disk is full{where}; nothing was lost: free some space and run the same command again", 2
+        full = disk_full(Path(error.filename)) if isinstance(error.filename, str) else None
+        return (
+            f"{full or f'the disk is full{where}'}; nothing was lost: free some space and run the same command again",
+            2,
+        )
     if error.errno in UNUSABLE:
         return (
             f"this place cannot be used{where}: {error.strerror}; mend that, or keep the runs elsewhere "

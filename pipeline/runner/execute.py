@@ -13,7 +13,6 @@ import sys
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Interrupted, StepFailed, UserError
@@ -21,12 +20,12 @@ from pipeline.runner.attempt import end_torn_line
 from pipeline.runner.display import Display
 from pipeline.runner.events import EventReader
 from pipeline.runner.lease import Lease, LeaseLost
+from pipeline.runner.reasons import disk_full, failure, oom_kills
 from pipeline.stages.ending import DISK_FULL
 from pipeline.stages.step import write_json
 from pipeline.toolchains import ROOT, Toolchain
 
 POLL_S = 0.05
-ALMOST_NOTHING = 1_000_000  # bytes
 PR_SET_PDEATHSIG = 1  # prctl(2)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
 
@@ -69,7 +68,7 @@ def execute(
     reader = EventReader(events_path, events_path.stat().st_size if events_path.exists() else 0)
     outcome = Outcome({}, "", 0.0, 0.0)
     errors: list[str] = []
-    started = time.monotonic()
+    started, kills_before = time.monotonic(), oom_kills()
     with open(work / "log.txt", "ab") as log:
         log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} attempt of {job['stage']}\n".encode())
         log.flush()
@@ -100,16 +99,17 @@ def execute(
     held.require()
     if status == 2:
         raise UserError("\n".join(errors) or f"{job['stage']} refused its input; see {work / 'log.txt'}")
+    peak = outcome.peak_memory_gb
     if status == DISK_FULL:
-        raise UserError(
-            f"{job['stage']}: the disk of {work} is full; free some space and run the same command again"
-        )
+        full = disk_full(work) or f"a disk is full, or a quota used up, as the end of {work / 'log.txt'} says"
+        raise UserError(f"{job['stage']}: {full}; free some space and run the same command again")
     if status != 0:
-        raise StepFailed(_failure(job["stage"], status, work, errors))
+        raise StepFailed(failure(job["stage"], status, work, errors, kills_before, peak))
     try:
         result = json.loads((work / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise StepFailed(_failure(job["stage"], status, work, ["it ended without a result"])) from None
+        ended = ["it ended without a result"]
+        raise StepFailed(failure(job["stage"], status, work, ended, kills_before, peak)) from None
     outcome.metrics, outcome.headline = result["metrics"], result["headline"]
     return outcome
 
@@ -195,22 +195,3 @@ def die_with(parent: int) -> None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the kernel was asked
         os._exit(1)
-
-
-def _failure(stage: str, status: int, work: Path, errors: list[str]) -> str:
-    log = work / "log.txt"
-    how = f"was ended by signal {signal.Signals(-status).name}" if status < 0 else f"failed (status {status})"
-    if status == -signal.SIGKILL:
-        how += ", as the system does when memory runs out"
-    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
-    lines = [f"{stage} {how}.", *errors, *(f"  | {line}" for line in tail), f"Its whole log: {log}"]
-    lines.append("The same command tries again and goes on from its last checkpoint.")
-    if free_bytes(work) < ALMOST_NOTHING:
-        lines.insert(1, f"The disk of {work} is full: free some space first.")
-    return "\n".join(lines)
-
-
-def free_bytes(folder: Path) -> int:
-    """Bytes that can still be written to the disk of a folder."""
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize

@@ -94,10 +94,21 @@ class Lease:
     def require(self) -> None:
         """Raise :class:`LeaseLost` unless the lease is still held."""
         if not self.held():
+            if not self.folder.exists() and not self._taken_over():
+                raise LeaseLost(
+                    f"the folder of a step at work, {self.folder}, was removed or moved while it ran: nothing was "
+                    "published, and what it had done is gone with it. Leave the runs folder alone while a step works; "
+                    "the same command begins the step again"
+                )
             raise LeaseLost(
                 f"another controller took {self.folder.parent.parent.name} over while this one showed no sign "
                 "of life; nothing was published from here. `lifecycle status` shows who is at work"
             )
+
+    def _taken_over(self) -> bool:
+        """Whether another epoch of this step is there, or was and has published."""
+        work, key = self.folder.parent, self.folder.name.rpartition(".")[0]
+        return any(work.glob(f"{key}.*")) or (work.parent / key).exists()
 
     def close(self) -> None:
         """Give the lease up; what is in the folder stays for whoever goes on."""

@@ -2,8 +2,8 @@
 
     unshare -m python -m tests.faults.small_disk FOLDER DOCUMENTS KIB ...
 
-For each size: a tmpfs of that many KiB, the chain, more room, the chain again.  Then the
-same with a file system that is read-only at first.
+For each size: a tmpfs of that many KiB, the chain, more room, the chain again.  The same with
+file systems of few inodes, and with a file system that is read-only at first.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from typing import Any
 
 from tests.faults.harness import Light
 
+INODES = (8, 30, 45)
+
 
 def main(folder: Path, documents: Path, sizes: list[int]) -> list[dict[str, Any]]:
     trials = []
     for kib in sizes:
         _mount(folder, f"size={kib}k")
         trials.append(_trial(folder, documents, "small disk that fills up", "full"))
+        subprocess.run(["umount", str(folder)], check=True)
+    for inodes in INODES:
+        _mount(folder, f"size=16m,nr_inodes={inodes}")
+        trials.append(_trial(folder, documents, "small disk that runs out of inodes", "inodes left"))
         subprocess.run(["umount", str(folder)], check=True)
     _mount(folder, "size=16m")
     _mount(folder, "remount,ro")
@@ -33,7 +39,7 @@ def main(folder: Path, documents: Path, sizes: list[int]) -> list[dict[str, Any]
 def _trial(folder: Path, documents: Path, what: str, words: str) -> dict[str, Any]:
     light = Light(folder, documents)
     status, output = light()
-    _mount(folder, "remount,rw,size=16m")
+    _mount(folder, "remount,rw,size=16m,nr_inodes=9999")
     again, again_output = light()
     return {
         "what": what,
