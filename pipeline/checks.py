@@ -10,11 +10,9 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from pipeline import attributes, curation, schema
+from pipeline import attributes, curation, schema, training_checks
 from pipeline.gateway.settings import is_loopback
 from pipeline.launch.checks import site_faults
-from pipeline.schema import Optimisation
-from pipeline.schema.training import LOSS_SETTINGS
 from pipeline.serving.repository import BEHIND, argument_faults, owned
 from pipeline.serving.targets import (
     PRECISIONS,
@@ -26,18 +24,6 @@ from pipeline.serving.targets import (
     width_fault,
 )
 
-# Values that the engines nemo and aligner can do something with.
-AUTOMODEL_ONLY: dict[str, tuple[object, ...]] = {
-    "answers": ("last",),
-    "too_long": ("drop",),
-    "peft": ("none", "lora"),
-    "precision": ("auto", "bf16", "fp32"),
-    "schedule": ("cosine",),
-    "best_every": (0,),
-    "loss": ("dpo",),
-    "label_smoothing": (0,),
-    "average": (None, False),
-}
 MODEL_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 TOLERATED = ("different", "top1_agreement", "kl", "perplexity")
 LARGEST_RATIO = 1e6  # of two sources' weights
@@ -45,6 +31,11 @@ LARGEST_RATIO = 1e6  # of two sources' weights
 
 def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
     """All broken rules of a recipe as (setting, message), the first the most basic."""
+    if not recipe.stages:
+        yield (
+            "stages",
+            f"is empty, so that nothing would be done; the stages are {', '.join(schema.ALL_STAGES)}",
+        )
     for name in recipe.stages:
         if name not in schema.ALL_STAGES:
             yield "stages", f"there is no stage {name!r}; the stages are {', '.join(schema.ALL_STAGES)}"
@@ -53,22 +44,7 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
     yield from _own_samples(recipe)
     yield from _tracking(recipe.tracking)
     yield from _attributes(recipe)
-    for section in ("pretrain", "train", "reward", "align"):
-        settings = getattr(recipe, section)
-        if settings.global_batch_size % settings.micro_batch_size:
-            yield (
-                f"{section}.micro_batch_size",
-                f"{settings.micro_batch_size} does not divide {section}.global_batch_size = "
-                f"{settings.global_batch_size}",
-            )
-        if settings.warmup_steps >= settings.max_steps:
-            yield (
-                f"{section}.warmup_steps",
-                f"{settings.warmup_steps} leaves nothing of {section}.max_steps = {settings.max_steps}",
-            )
-        if section != "reward":  # which only automodel trains
-            yield from _engine(section, settings)
-        yield from _layout(section, settings)
+    yield from training_checks.faults(recipe)
     yield from _export(recipe)
     ports = (recipe.deploy.http_port, recipe.deploy.grpc_port, recipe.deploy.metrics_port)
     if len(set(ports)) < 3:
@@ -172,73 +148,6 @@ def _adapters(export: schema.Export) -> Iterator[tuple[str, str]]:
             f"a request cannot choose an adapter on {export.target} ({can} can); export each merged model under a "
             f"model_name of its own",
         )
-
-
-def _engine(
-    section: str, settings: schema.Pretrain | schema.Train | schema.Align
-) -> Iterator[tuple[str, str]]:
-    """What an engine other than automodel, which cuts a model over GPUs, asks of the sizes."""
-    if settings.engine == "automodel":
-        return
-    nemo = settings.nemo
-    gpus, model = nemo.nodes * nemo.gpus, nemo.tensor * nemo.pipeline * nemo.context
-    if gpus % model:
-        yield (
-            f"{section}.nemo.gpus",
-            f"{nemo.nodes} x {nemo.gpus} GPUs cannot be cut into groups of {model} (tensor {nemo.tensor} x "
-            f"pipeline {nemo.pipeline} x context {nemo.context})",
-        )
-        return
-    replicas = gpus // model
-    if settings.global_batch_size % (settings.micro_batch_size * replicas):
-        yield (
-            f"{section}.global_batch_size",
-            f"{settings.global_batch_size} is no multiple of {section}.micro_batch_size = "
-            f"{settings.micro_batch_size} times {replicas} replicas ({gpus} GPUs in groups of {model})",
-        )
-    if nemo.sequence_parallel and nemo.tensor == 1:
-        yield f"{section}.nemo.sequence_parallel", f"needs {section}.nemo.tensor above 1"
-    for name, kept in AUTOMODEL_ONLY.items():
-        if getattr(settings, name, kept[0]) not in kept:
-            yield (
-                f"{section}.{name}",
-                f"{getattr(settings, name)!r} is for the engine automodel; {settings.engine} goes with "
-                f"{' or '.join(repr(value) for value in kept)}",
-            )
-
-
-def _layout(section: str, settings: Optimisation) -> Iterator[tuple[str, str]]:
-    """What cannot go together in how the work is spread, and in the preference losses."""
-    shape = settings.parallel
-    if shape.strategy == "ddp" and (shape.tensor > 1 or shape.context > 1):
-        name = "tensor" if shape.tensor > 1 else "context"
-        yield f"{section}.parallel.{name}", f"needs {section}.parallel.strategy=fsdp2: ddp keeps layers whole"
-    if shape.sequence and shape.tensor == 1:
-        yield f"{section}.parallel.sequence", f"needs {section}.parallel.tensor above 1"
-    if shape.sequence and settings.packing:
-        yield f"{section}.packing", f"does not go with {section}.parallel.sequence"
-    if shape.context > 1 and settings.packing:
-        yield f"{section}.packing", f"does not go with {section}.parallel.context above 1"
-    if shape.context > 1 and isinstance(settings, schema.Align):
-        yield (
-            f"{section}.parallel.context",
-            "is for next-token training: preference losses need whole answers",
-        )
-    if getattr(settings, "peft", "none") == "qlora" and settings.precision == "fp32":
-        yield f"{section}.precision", "fp32 does not go with qlora, whose weights are multiplied in bf16"
-    if isinstance(settings, schema.Align):
-        yield from _foreign(settings)
-    if isinstance(settings, schema.Align) and settings.loss == "orpo" and settings.sft_weight:
-        yield "align.sft_weight", "orpo holds the loss on the chosen answers already; set it to 0"
-
-
-def _foreign(align: schema.Align) -> Iterator[tuple[str, str]]:
-    """Settings of another preference loss, which would do nothing."""
-    plain = schema.Align()
-    for name in sorted({name for names in LOSS_SETTINGS.values() for name in names}):
-        owners = [loss for loss, names in LOSS_SETTINGS.items() if name in names]
-        if align.loss not in owners and getattr(align, name) != getattr(plain, name):
-            yield f"align.{name}", f"is a setting of {', '.join(owners)}; align.loss is {align.loss}"
 
 
 def _tracking(tracking: schema.Tracking) -> Iterator[tuple[str, str]]:

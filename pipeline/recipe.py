@@ -25,7 +25,7 @@ import yaml
 from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import schema
+from pipeline import inert, schema
 from pipeline.checks import cross_checks
 from pipeline.errors import UserError
 from pipeline.layers import Layers, Origin, leaves, locate, suggest
@@ -97,6 +97,9 @@ def _validated(name: str, layers: Layers) -> LoadedRecipe:
     settings.export.settle(settings.launch.gpus)
     for key, message in cross_checks(settings):
         raise UserError(f"{loaded.origin(key)}: {key}: {message}")
+    for setting, because, why in inert.idle(settings):
+        for key in inert.given(layers.history, setting, because):
+            raise UserError(f"{loaded.origin(key)}: {key}: would change nothing: it {why}")
     return loaded
 
 

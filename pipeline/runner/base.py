@@ -16,6 +16,7 @@ from typing import Any
 from pipeline import schema
 from pipeline.errors import UserError
 from pipeline.recipe import LoadedRecipe
+from pipeline.training_checks import target_faults
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ARCHITECTURES = ("LlamaForCausalLM",)
@@ -86,6 +87,10 @@ def check(loaded: LoadedRecipe) -> None:
             f"{loaded.origin('model.context')}: model.context = {model.context}, and {base} was made for {longest}"
         )
     _check_template(loaded, base)
+    depth, tied = int(config.get("num_hidden_layers", 0)), bool(config.get("tie_word_embeddings", False))
+    for section in ("train", "reward", "align"):
+        for setting, fault in target_faults(loaded.settings, section, depth, tied) if depth else ():
+            raise UserError(f"{loaded.origin(setting)}: {setting}: {fault}")
 
 
 def _check_weights(base: Path, where: str) -> None:

@@ -91,3 +91,20 @@ def test_a_folder_of_the_same_name_comes_before_the_hub(
     assert base.is_hub_id("org/other")
     assert not base.is_hub_id("/org/name")
     assert not base.is_hub_id("models/llama/8b")
+
+
+def test_targets_of_adapters_are_held_to_the_bases_own_layers(tmp_path: Path) -> None:
+    def said(config: dict[str, object], targets: str) -> str | None:
+        m = folder(tmp_path / "m", **{"config.json": {**CONFIG, "num_hidden_layers": 2, **config}})
+        made = loaded(tmp_path, base=m)
+        made.settings.train.peft, made.settings.train.lora.targets = "lora", [targets]
+        try:
+            base.check(made)
+        except UserError as error:
+            return str(error)
+        return None
+
+    assert "names no linear layer of a Llama of 2 layers" in str(said({}, "*.layers.2.*"))
+    assert "(tied)" in str(said({"tie_word_embeddings": True}, "lm_head"))
+    assert said({"tie_word_embeddings": False}, "lm_head") is None
+    assert said({"tie_word_embeddings": True}, "*.layers.1.*") is None

@@ -48,7 +48,7 @@ def end(tmp_path: Path, how: str) -> LifecycleError:
             "train failed: one of its processes was killed (signal 9), and not from here",
         ),
         ("worker's error", StepFailed, "train failed (status 1).\n"),
-        ("memory", StepFailed, "train failed: memory ran out. Smaller batches, fewer workers"),
+        ("memory", StepFailed, "train failed: memory ran out"),
         ("disk", UserError, "train: a disk is full, or a quota used up, as the end of "),
         ("quota", UserError, "train: a disk is full, or a quota used up, as the end of "),
         ("folder removed", LifecycleError, "was removed or moved while it ran: nothing was published"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
+import yaml
 
 from pipeline import recipe
 from pipeline.errors import UserError
@@ -41,6 +45,64 @@ def test_what_cannot_go_together_is_refused(settings: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
         recipe.load("llama-tiny", ROOT, settings, "local")
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("llama-tiny", "train.lora.rank=4", "train.lora.rank: would change nothing: it is for adapters"),
+        ("llama-tiny", "train.peft=none align.lora.lr=0.1", "align.lora.lr: would change nothing"),
+        (
+            "llama-8b",
+            "train.peft=lora train.lr=1e-3",
+            "train.lr: would change nothing: it is for all weights: adapters are",
+        ),
+        ("llama-8b", "align.peft=lora align.exact_kl=false", "align.exact_kl: would change nothing"),
+        ("llama-8b", "train.peft=lora train.save_precision=bf16", "adapters are published in fp32"),
+        (
+            "llama-8b",
+            "pretrain.lr=1e-3",
+            "pretrain.lr: would change nothing: it is not done where the model comes from",
+        ),
+        ("llama-8b", "model.layers=3", "model.layers: would change nothing: it is read off the base model"),
+        ("llama-tiny", "model.chat_template=llama3", "model.chat_template: would change nothing"),
+        (
+            "llama-tiny",
+            "train.nemo.gpus=4",
+            "train.nemo.gpus: would change nothing: it is for the engines nemo",
+        ),
+        ("llama-tiny", "train.best_every=5 train.validate_every=9", "gives way to train.best_every = 5"),
+        ("llama-tiny", "train.schedule=constant train.min_lr_share=0.5", "a constant one does not fall"),
+        (
+            "llama-tiny",
+            "align.loss=simpo align.reference=live",
+            "is for losses with a reference policy: dpo, ipo",
+        ),
+        ("llama-8b", "train.engine=nemo train.packing=true", "is for the engine automodel, and nemo trains"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(name: str, settings: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        recipe.load(name, ROOT, settings, "local")
+    assert str(refused.value).startswith("SET: ")
+    assert said in str(refused.value)
+
+
+def test_a_recipes_own_lines_are_held_to_it_and_what_it_draws_on_is_not(tmp_path: Path) -> None:
+    """Files under configs/ hold values for several ways to train; so does a recipe whose switch ``SET`` turns."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("use: {train: llama}\ntrain:\n  lora: {rank: 4}\n")
+    with pytest.raises(UserError, match=r"mine.yaml:3: train.lora.rank: would change nothing"):
+        recipe.load(str(mine), ROOT, "'curate.sources=[{kind: text, path: x}]'")
+    mine.write_text("use: {train: llama}\ntrain:\n  peft: lora\n  lora: {rank: 4}\n")
+    source = "'curate.sources=[{kind: text, path: x}]'"
+    recipe.load(str(mine), ROOT, source)
+    recipe.load(str(mine), ROOT, f"{source} train.peft=none")
+    for name in recipe.recipe_names(ROOT):
+        loaded = recipe.load(name, ROOT)
+        whole = tmp_path / f"{name}.yaml"
+        whole.write_text(yaml.safe_dump(dataclasses.asdict(loaded.settings)))  # as a submission pins it
+        recipe.load(str(whole), ROOT)
 
 
 def test_what_goes_together_is_taken() -> None:

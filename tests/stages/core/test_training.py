@@ -163,6 +163,40 @@ def test_accumulation_gives_the_gradient_of_the_global_batch(
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=2e-4)
 
 
+def test_targets_of_adapters_are_matched_as_automodel_does() -> None:
+    from nemo_automodel.components._peft.module_matcher import ModuleMatcher
+
+    from pipeline.lora_targets import HEAD, llama_layers, names
+
+    given = [
+        "*_proj",
+        "q_proj",
+        "self_attn.q_proj",
+        "*.layers.1.*",
+        "*layers.1.*",
+        "*",
+        "model.*",
+        "*.mlp.*_proj",
+    ]
+    given += [
+        "lm_head",
+        "*head",
+        "model.layers.0.mlp.up_proj",
+        "*.layers.*.mlp.up_proj",
+        "k_*",
+        "*.self_attn.*",
+        "proj",
+    ]
+    for target in given:
+        matcher = ModuleMatcher(target_modules=[target])
+        for path in [*llama_layers(12), HEAD]:
+            prefix, _, name = path.rpartition(".")
+            assert names(target, path) == bool(matcher.match(torch.nn.Linear(1, 1), name, prefix)), (
+                target,
+                path,
+            )
+
+
 def test_lora_trains_the_adapter_only_and_merges_as_peft_does(
     tmp_path: Path, curated: Path, pretrained: Path, run_stage: Callable[..., Path]
 ) -> None:

@@ -1,0 +1,119 @@
+"""Settings of training that would change nothing beside another setting, and so are refused where a person gave them.
+
+Files under ``configs/`` hold values for several ways to train (adapters' rates beside those of all weights), so what
+counts is who set a value: :func:`given` tells a recipe's own lines and ``SET`` from what they draw on, and an older
+layer from the one that made it idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pipeline import schema
+from pipeline.layers import Origin
+from pipeline.schema import Optimisation, flat
+from pipeline.schema.training import LOSS_SETTINGS
+
+RANKS = {"default": 0, "configs file": 1, "recipe file": 2, "site file": 2, "SET": 3}
+SHAPE = "vocab_size hidden_size intermediate_size layers heads kv_heads rope_theta tie_embeddings initializer_range"
+WITHOUT_REFERENCE = ("simpo", "orpo")
+Idle = tuple[
+    str, str, str
+]  # the setting (or the section whose settings all are), what makes it idle, and why
+
+
+def idle(recipe: schema.Recipe) -> Iterator[Idle]:
+    """The settings that change nothing in a recipe as it is, as (setting, the setting that makes it so, why)."""
+    model = recipe.model
+    if model.base is None:
+        yield (
+            "model.chat_template",
+            "model.base",
+            "is for a base model; from scratch, curation writes the template",
+        )
+        yield "model.revision", "model.base", "is of a hub model, and model.base names none"
+    else:
+        for name in SHAPE.split():
+            yield f"model.{name}", "model.base", f"is read off the base model, {model.base}"
+        yield "pretrain", "model.base", f"is not done where the model comes from a base, {model.base}"
+    for section in ("pretrain", "train", "reward", "align"):
+        yield from _training(section, getattr(recipe, section))
+
+
+def given(history: Mapping[str, list[tuple[Origin, Any]]], setting: str, because: str) -> Iterator[str]:
+    """The settings under ``setting`` that a person gave, and not before what makes them idle was set.
+
+    ``history`` is :class:`pipeline.layers.Layers`'s.  A file that spells out every setting, as a submission's does,
+    says nothing by having these among them.
+    """
+
+    def rank(name: str) -> int:
+        layers = history.get(name)
+        return RANKS[layers[-1][0].layer] if layers else 0
+
+    spelt_out = all(f"train.{name}" in history for name in flat(asdict(schema.Train())))
+    least = RANKS["SET"] if spelt_out else RANKS["recipe file"]
+    for name in history:
+        own = name == setting or name.startswith(f"{setting}.")
+        if own and rank(name) >= max(least, rank(because)):
+            yield name
+
+
+def _training(section: str, settings: Optimisation) -> Iterator[Idle]:
+    engine = getattr(settings, "engine", "automodel")
+    peft = getattr(settings, "peft", "none")
+    if engine == "automodel":
+        yield f"{section}.nemo", f"{section}.engine", "is for the engines nemo and aligner"
+    else:
+        of_automodel = (
+            "parallel packing keep_checkpoints async_checkpoint save_precision lora.lr exact_kl reference"
+        )
+        for name in of_automodel.split():
+            yield (
+                f"{section}.{name}",
+                f"{section}.engine",
+                f"is for the engine automodel, and {engine} trains",
+            )
+    if peft == "none":
+        yield (
+            f"{section}.lora",
+            f"{section}.peft",
+            f"is for adapters, and all weights are trained; set {section}.peft=lora",
+        )
+    elif engine == "automodel":
+        if not isinstance(settings, schema.Reward):
+            yield (
+                f"{section}.save_precision",
+                f"{section}.peft",
+                "is for whole models; adapters are published in fp32",
+            )
+        yield (
+            f"{section}.exact_kl",
+            f"{section}.peft",
+            "is for all weights: with adapters no copy is needed to measure the KL",
+        )
+        rate = settings.lora.lr  # type: ignore[attr-defined]
+        if rate is not None:
+            yield (
+                f"{section}.lr",
+                f"{section}.lora.lr",
+                f"is for all weights: adapters are trained with {section}.lora.lr = {rate:g}",
+            )
+    if settings.best_every:
+        for name in ("validate_every", "checkpoint_every"):
+            yield (
+                f"{section}.{name}",
+                f"{section}.best_every",
+                f"gives way to {section}.best_every = {settings.best_every}",
+            )
+    if settings.schedule == "constant":
+        yield (
+            f"{section}.min_lr_share",
+            f"{section}.schedule",
+            "is where a rate falls to, and a constant one does not fall",
+        )
+    if isinstance(settings, schema.Align) and settings.loss in WITHOUT_REFERENCE:
+        owners = ", ".join(loss for loss in LOSS_SETTINGS if loss not in WITHOUT_REFERENCE)
+        yield f"{section}.reference", f"{section}.loss", f"is for losses with a reference policy: {owners}"
