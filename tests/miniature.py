@@ -36,7 +36,7 @@ def free_ports(count: int) -> list[int]:
 
 def port_settings() -> dict[str, Any]:
     http, grpc, metrics = free_ports(3)
-    return {"http_port": http, "grpc_port": grpc, "metrics_port": metrics, "start_timeout_s": 50}
+    return {"http_port": http, "grpc_port": grpc, "metrics_port": metrics, "start_timeout_s": 120}
 
 
 def run_stage(

@@ -46,8 +46,14 @@ class Piece:
         return bool(self.finish_reason or self.error)
 
 
-# Takes a piece; returns False when nobody wants the rest of the answer.
-Receiver = Callable[[Piece], bool]
+class Receiver(Protocol):
+    """Whoever waits for an answer."""
+
+    def __call__(self, piece: Piece) -> bool:
+        """Take a piece; returns False when nobody wants the rest of the answer."""
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone; for as long as the answer is not over.  A round trip to Triton's process."""
 
 
 def told(receiver: Receiver, why: Callable[[], str]) -> Callable[[Future[None]], None]:

@@ -5,6 +5,8 @@ https://github.com/triton-inference-server/python_backend#business-logic-scripti
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +15,44 @@ import numpy
 import triton_python_backend_utils as triton
 from answers import Receiver, told
 from parameters import RequestError
+
+
+class Finished:
+    """Iterators over responses that were read to their end, kept until Triton's own threads have let go of them.
+
+    The stub shares an iterator, with the arrays of all its responses, with two threads that do not hold Python's lock: the
+    one that brings responses, and the one that takes a finished iterator out of the stub's map (``Stub::SendCleanupId``,
+    python_backend r24.10 to r26.07).  Where Python let go first, that thread frees the arrays, two threads are in Python's
+    allocator at once, and the process ends with a segmentation fault (seen in 2 of 5 runs of the contract's tests).
+
+    The second thread does what it is asked in turn, takes the map's lock, under which the first has let go, and is asked
+    whether a request is cancelled, too: an answer to that question says that it is done with all iterators before.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+        self._lock = threading.Lock()
+
+    def keep(self, responses: Any) -> None:
+        """Of an iterator that has given its last response."""
+        with self._lock:
+            self._kept.append(responses)
+
+    def let_go(self, is_cancelled: Callable[[], bool]) -> None:
+        """Drop what was kept before this call.  ``is_cancelled`` asks about a request that has not been answered."""
+        with self._lock:
+            kept, self._kept = self._kept, []
+        if is_cancelled():  # known since before, maybe, and nobody was asked
+            with self._lock:
+                self._kept += kept
+
+    def leave(self) -> None:
+        """What is kept stays to the end of the process: when the interpreter ends, the stub's shared memory has gone."""
+        for responses in self._kept:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(responses))
+
+
+FINISHED = Finished()
 
 
 class Answering:
@@ -26,18 +66,26 @@ class Answering:
         """Have ``work(*values, receiver)`` done.  Raises :class:`RequestError` once closed."""
         if self._closed:
             raise RequestError(self._closed)
-        self._pool.submit(work, *values, receiver).add_done_callback(told(receiver, lambda: self._closed))
+        answer = self._pool.submit(self._do, work, values, receiver)
+        answer.add_done_callback(told(receiver, lambda: self._closed))
+
+    @staticmethod
+    def _do(work: Callable[..., None], values: tuple[Any, ...], receiver: Receiver) -> None:
+        FINISHED.let_go(receiver.is_cancelled)
+        work(*values, receiver)
 
     def close(self) -> None:
         """Take no more requests; those under way are answered, those that wait are told."""
         self._closed = "the server is shutting down"
         self._pool.shutdown(wait=True, cancel_futures=True)
+        FINISHED.leave()
 
 
 def ask(model: str, inputs: list[Any], outputs: list[str], request_id: str = "") -> Iterator[dict[str, Any]]:
     """The model's responses as arrays by name, one after the other.
 
-    Blocks between them.  Leaving early cancels the request where this Triton can (25.03 and later).
+    Blocks between them, and until the last one has come where its reader leaves early: the stub never forgets an iterator
+    that was not read to its end.  Leaving early cancels the request where this Triton can (25.03 and later).
     Raises ``RuntimeError`` with the words of an error response.
     """
     request = triton.InferenceRequest(
@@ -55,6 +103,9 @@ def ask(model: str, inputs: list[Any], outputs: list[str], request_id: str = "")
         cancel = getattr(responses, "cancel", None)
         if cancel is not None:
             cancel()
+        while next(responses, None) is not None:
+            pass
+        FINISHED.keep(responses)
 
 
 def text(name: str, value: str) -> Any:

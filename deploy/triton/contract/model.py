@@ -40,7 +40,7 @@ class TritonPythonModel:
             try:
                 parameters = parse(read_values(request))
                 if parameters.cancel:
-                    sender.send(response(self.running.cancel(parameters.request_id), ""), flags=FINAL)
+                    send(sender, self.running.cancel(parameters.request_id), "", flags=FINAL)
                     continue
                 receiver = Receiver(sender, parameters, self.running)
                 self.running.add(receiver)
@@ -127,10 +127,10 @@ class Receiver:
                 piece.text, piece.logprobs = self.whole.text, self.whole.logprobs
         if piece.last:
             self.running.remove(self)
-            self.sender.send(response(piece, piece.text), flags=FINAL)
+            send(self.sender, piece, piece.text, flags=FINAL)
         elif self.stream and (piece.text or piece.logprobs or not self.opened):
             self.opened = True
-            self.sender.send(response(piece, piece.text), flags=0)
+            send(self.sender, piece, piece.text, flags=0)
         return not piece.last
 
     def _has_gone(self) -> bool:
@@ -142,6 +142,10 @@ class Receiver:
         if now - self.looked < LOOK_S:
             return False
         self.looked = now
+        return self.is_cancelled()
+
+    def is_cancelled(self) -> bool:
+        """See :class:`answers.Receiver`."""
         return bool(self.sender.is_cancelled())
 
 
@@ -173,19 +177,22 @@ def read_values(request: Any) -> dict[str, Any]:
     return values
 
 
-def response(piece: Piece, text: str) -> Any:
-    """A Triton response of one piece of an answer."""
+def send(sender: Any, piece: Piece, text: str, flags: int) -> None:
+    """Send a Triton response of one piece of an answer.
+
+    The tensors are held here until it is sent: the stub drops those that a request did not name without Python's lock,
+    and must not be the last that has them.
+    """
     # JSON has no infinities: a token that all but cannot be has the value that vLLM and OpenAI give it.
     logprobs = [[each.token, max(LEAST_LOGPROB, each.logprob)] for each in piece.logprobs]
-    return triton.InferenceResponse(
-        [
-            _text("text_output", text),
-            _text("finish_reason", piece.finish_reason),
-            _count("prompt_tokens", piece.prompt_tokens),
-            _count("completion_tokens", piece.completion_tokens),
-            _text("logprobs_output", strict_json(logprobs) if logprobs else ""),
-        ]
-    )
+    tensors = [
+        _text("text_output", text),
+        _text("finish_reason", piece.finish_reason),
+        _count("prompt_tokens", piece.prompt_tokens),
+        _count("completion_tokens", piece.completion_tokens),
+        _text("logprobs_output", strict_json(logprobs) if logprobs else ""),
+    ]
+    sender.send(triton.InferenceResponse(tensors), flags=flags)
 
 
 def strict_json(value: Any) -> str:
