@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 import pipeline
-from pipeline import verbs
+from pipeline import terminal, verbs
 from pipeline.errors import LifecycleError
 from pipeline.graph import STAGES
 from pipeline.launch import muster
@@ -57,6 +57,11 @@ UNUSABLE = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; the exit status says how it went (see :mod:`pipeline.errors`)."""
+    with terminal.guarded():
+        return _main(arguments)
+
+
+def _main(arguments: list[str] | None) -> int:
     options = _parser().parse_args(arguments)
     if getattr(options, "keep_dropped", False):
         options.set += " curate.keep_dropped=true"
@@ -90,10 +95,8 @@ def guarded(call: Callable[[argparse.Namespace], int], options: argparse.Namespa
 
 
 def _say(text: str, status: int) -> int:
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(stderr=True, soft_wrap=True).print(Text.from_markup("[red]error:[/red] ").append(text))
+    said = terminal.text("error:", "red").append_text(terminal.text(f" {text}", "none"))
+    terminal.console(stderr=True, soft_wrap=True).print(said)
     return status
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from pipeline import terminal
 from pipeline.runner.chain import Planned
 from pipeline.runner.display import duration
 
@@ -24,19 +24,19 @@ def summary_table(planned: list[Planned]) -> Table:
         manifest = item.artifact.manifest if item.artifact else None
         table.add_row(
             item.step.name,
-            Text(item.state, style=STATES[item.state]),
+            terminal.text(item.state, style=STATES[item.state]),
             duration(manifest["seconds"]) if manifest else "",
-            Text(manifest["headline"] if manifest and item.state in ("ran", "done") else item.why),
-            Text(_short(item.artifact.path)) if item.artifact else "",
+            terminal.text(manifest["headline"] if manifest and item.state in ("ran", "done") else item.why),
+            terminal.text(_short(item.artifact.path)) if item.artifact else "",
         )
     return table
 
 
 def print_summary(planned: list[Planned], console: Console | None = None) -> None:
     """Print the summary table; in a log it is as wide as its content."""
-    console = console or Console(highlight=False)
+    console = console or terminal.console()
     if not console.is_terminal:
-        console = Console(width=200, highlight=False)
+        console = terminal.console(width=200)
     console.print()
     console.print(summary_table(planned))
 

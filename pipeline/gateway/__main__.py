@@ -20,6 +20,7 @@ import uvicorn
 import uvloop
 from starlette.types import ASGIApp
 
+from pipeline import terminal
 from pipeline.gateway import app, connections, control, exposition, kserve_grpc
 from pipeline.gateway.health import Health
 from pipeline.gateway.keys import Keys
@@ -135,6 +136,13 @@ async def serve(settings: Settings) -> int:
         await upstream.close()
 
 
+class Lines(logging.Formatter):
+    """What clients or the model's server said never commands the terminal that shows a log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return terminal.visible(super().format(record))
+
+
 def log_to(file: str | None) -> None:
     """Log into a file of bounded size, with some before it, or to standard output."""
     handler: logging.Handler = (
@@ -144,9 +152,8 @@ def log_to(file: str | None) -> None:
         if file
         else logging.StreamHandler(sys.stdout)
     )
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=[handler]
-    )
+    handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 
@@ -163,10 +170,10 @@ def main(words: list[str]) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(settings))
     except SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(terminal.visible(f"error: {error}"), file=sys.stderr)
         return USAGE
     except (OSError, RuntimeError) as error:
-        print(f"error: the gateway cannot listen: {error}", file=sys.stderr)
+        print(terminal.visible(f"error: the gateway cannot listen: {error}"), file=sys.stderr)
         return 1
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from pipeline import terminal
 from pipeline.errors import LifecycleError
 from pipeline.launch.orders import read_order
 from pipeline.launch.status import BAD, jobs_of, last_seen
@@ -17,9 +17,9 @@ from pipeline.launch.status import BAD, jobs_of, last_seen
 def print_jobs(submission: Path, console: Console | None = None) -> None:
     """Print the jobs of a submission: number, state, why, log; of a failed one, its log's last lines."""
     order = read_order(submission)
-    console = console or Console(highlight=False)
+    console = console or terminal.console()
     if not console.is_terminal:
-        console = Console(width=200, highlight=False)
+        console = terminal.console(width=200)
     title = f"submitted to {order.site['name']} on {order.created}"
     try:
         jobs = jobs_of(submission)
@@ -34,10 +34,10 @@ def print_jobs(submission: Path, console: Console | None = None) -> None:
         table.add_row(
             job.stage,
             job.id,
-            Text(job.state.lower(), style=style),
+            terminal.text(job.state.lower(), style=style),
             str(job.restarts or ""),
-            Text(job.reason or (f"on {job.host}" if job.host else "")),
-            Text(_log(job.log)),
+            terminal.text(job.reason or (f"on {job.host}" if job.host else "")),
+            terminal.text(_log(job.log)),
         )
     console.print(f"\n{title}", markup=False, soft_wrap=True)
     console.print(table)

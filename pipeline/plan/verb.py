@@ -5,9 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from rich.console import Console
-
-from pipeline import strict_json
+from pipeline import strict_json, terminal
 from pipeline.errors import UserError
 from pipeline.graph import STAGES, TRAINING, descendants
 from pipeline.plan.calibrate import calibrate
@@ -44,7 +42,9 @@ def plan(chain: Chain, options: Namespace) -> int:
         raise UserError("--calibrate times steps on this machine, and this site's run elsewhere")
     if options.calibrate:
         # What is printed on the way must not come between JSON's lines.
-        calibrate(chain, Display(Console(stderr=True)) if options.json else make_display(options.plain))
+        calibrate(
+            chain, Display(terminal.console(stderr=True)) if options.json else make_display(options.plain)
+        )
     found, served = _needs(chain, planned, options), _served(chain, options)
     if options.json:
         steps = [{"step": each.step.name, "state": each.state, "why": each.why} for each in planned]

@@ -12,6 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline import terminal
+
 PLAIN_EVERY_S = 15.0
 
 
@@ -55,7 +57,7 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(soft_wrap=True, highlight=False)
+        self.console = console or terminal.console(soft_wrap=True)
         self.stage = ""
         self.phase = ""
         self.remark = ""
@@ -106,7 +108,7 @@ class Display:
 
     def line(self, markup: str, text: str = "") -> None:
         """Print one line: our own markup, then text that is shown as it is."""
-        self.console.print(Text.from_markup(markup).append(text), soft_wrap=True)
+        self.console.print(Text.from_markup(markup).append_text(terminal.text(text)), soft_wrap=True)
 
     def words(self) -> str:
         """Phase, progress, rate and time left, in words."""
@@ -156,7 +158,7 @@ class LiveDisplay(Display):
                 total=self.rate.total or None, completed=self.rate.done, width=28, pulse=not self.rate.total
             ),
             Text(
-                f"{duration(time.monotonic() - self.started)}  {self.words()}",
+                terminal.visible(f"{duration(time.monotonic() - self.started)}  {self.words()}"),
                 overflow="ellipsis",
                 no_wrap=True,
             ),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import TextIO, cast
 
+from pipeline import terminal
 from pipeline.serving.client import Endpoint, ServingError, events
 
 Answer = Callable[[list[dict[str, str]]], Iterator[str]]
@@ -13,9 +14,12 @@ Answer = Callable[[list[dict[str, str]]], Iterator[str]]
 def chat_loop(endpoint: Endpoint, source: TextIO, sink: TextIO, once: str | None = None) -> int:
     """Read questions from ``source`` and stream answers to ``sink`` until /quit or the end.
 
+    What the model says is shown, and never a command to the terminal.
+
     With ``once``, ask that one question and return.  Ctrl-C ends the answer being given,
     not the conversation.  Returns an exit status: 1 when the one question failed.
     """
+    sink = cast(TextIO, terminal.Guarded(sink))
     if once is not None:
         return 0 if _ask(endpoint, [{"role": "user", "content": once}], sink) is not None else 1
     sink.write(f"{endpoint.model} at {endpoint.url}\n")

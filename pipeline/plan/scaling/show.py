@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline import terminal
 from pipeline.plan.quantity import Quantity, words
 from pipeline.plan.scaling.laws import Optimum
 from pipeline.plan.scaling.own import Own
@@ -16,8 +17,8 @@ from pipeline.plan.scaling.own import Own
 
 def console() -> Console:
     """Where tables go; in a log, as wide as their content."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(width=200, highlight=False)
+    found = terminal.console()
+    return found if found.is_terminal else terminal.console(width=200)
 
 
 def plain_table(*headings: str) -> Table:

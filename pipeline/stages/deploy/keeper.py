@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline import terminal
 from pipeline.gateway.settings import load
 from pipeline.serving import control, server, service
 from pipeline.stages.deploy import gateway, replace, versions
@@ -109,7 +110,7 @@ def _fault(found: service.Service) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}", flush=True)
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {terminal.visible(text)}", flush=True)
 
 
 if __name__ == "__main__":
