@@ -11,7 +11,6 @@ import logging
 import logging.handlers
 import math
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp
 
 from pipeline import terminal
 from pipeline.gateway import app, connections, control, exposition, kserve_grpc
+from pipeline.gateway.addresses import bound
 from pipeline.gateway.health import Health
 from pipeline.gateway.keys import Keys
 from pipeline.gateway.metrics import Metrics
@@ -44,12 +44,6 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket at an address.  Raises ``OSError``."""
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 def listener(settings: Settings, application: ASGIApp, **more: object) -> Server:
@@ -95,8 +89,8 @@ async def serve(settings: Settings) -> int:
     service = Service(settings, versions, upstream, metrics)
     tls = {"ssl_certfile": settings.tls_certificate, "ssl_keyfile": settings.tls_key}
     sockets = [
-        [bound(settings.host, settings.http_port)],
-        [bound(settings.metrics_host, settings.metrics_port)],
+        [bound(settings.host, settings.http_port, BACKLOG)],
+        [bound(settings.metrics_host, settings.metrics_port, BACKLOG)],
         None,
     ]
     servers = [

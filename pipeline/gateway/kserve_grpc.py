@@ -20,6 +20,7 @@ import numpy
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor
 
+from pipeline.gateway.addresses import authority
 from pipeline.gateway.asks import Ask, Caller, Event
 from pipeline.gateway.connections import room
 from pipeline.gateway.contract import INPUTS, OUTPUTS, check_shape, chosen
@@ -177,8 +178,7 @@ async def start(settings: Settings, service: Service, keys: Keys | None) -> grpc
         ]
     )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(service, keys), server)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    address = f"{host}:{settings.grpc_port}"
+    address = authority(settings.host, settings.grpc_port)
     if settings.tls_certificate and settings.tls_key:
         chain, key = (Path(path).read_bytes() for path in (settings.tls_certificate, settings.tls_key))
         server.add_secure_port(address, grpc.ssl_server_credentials([(key, chain)]))

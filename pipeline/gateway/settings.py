@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.gateway.addresses import bare
+
 # What Triton is sent at most.  The one in nvidia-pytriton 0.7.0 (24.10) answers 2 MiB and dies of 4 MiB, on a request
 # as good as any (2026-11-22).
 LARGEST_BODY = 2 * 1024 * 1024
@@ -134,11 +136,11 @@ def check_pair(certificate: str, key: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether only this machine reaches an address; one of IPv6 may stand in brackets, as in a URL."""
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(bare(host)).is_loopback
     except ValueError:
         return False
 

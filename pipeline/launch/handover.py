@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import LifecycleError, UserError
 from pipeline.launch.orders import LOG
+from pipeline.surroundings import settled
 from pipeline.toolchains import ROOT, Toolchain
 
 TOOLCHAIN = "launch"
@@ -20,7 +21,7 @@ def hand_over(action: str, folder: Path) -> None:
     worse than a second's delay.  Raises :class:`UserError` with its words where it refused.
     """
     Toolchain(TOOLCHAIN).require()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**settled(os.environ, folder.absolute()), "PYTHONPATH": str(ROOT)}
     # NeMo-Run imports two thousand modules: 5 s of work without their bytecode, 2 s with it.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with open(folder / LOG, "ab") as log:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 from pipeline.launch import muster
@@ -56,7 +57,7 @@ def main() -> int:
 def join(called: muster.Call) -> subprocess.Popen[bytes]:
     """Start this machine's part of a training; its processes end with this one."""
     toolchain = Toolchain(called.toolchain)
-    environment = step_environment(toolchain, thread_count(0))
+    environment = step_environment(toolchain, thread_count(0), Path(called.job).parent)
     module = "pipeline.engines.automodel.rank"
     words = [str(toolchain.python), "-m", module, "join", called.job, called.run]
     words += [called.address, str(called.processes), str(called.nodes), os.environ[muster.NODE]]

@@ -12,12 +12,14 @@ import json
 import re
 import ssl
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 from pipeline import strict_json
 from pipeline.errors import UserError
+from pipeline.gateway.settings import is_loopback
 from pipeline.record.history import History, all_artifacts, find_run, history
 from pipeline.runner.identity import SHORT
 from pipeline.runner.store import Artifact
@@ -27,7 +29,8 @@ from pipeline.stages.seals import sha256_file
 
 TIMEOUT_S = 5.0
 SHOWN_FILES = 6  # of a step
-ADDRESS = re.compile(r"(?:https?://)?[\w.\-\[\]]+:\d+/?")
+# An address of IPv6 stands in brackets, as in a URL.
+ADDRESS = re.compile(r"(?:https?://)?(?:[\w.-]+|\[[\da-fA-F:.]+(?:%[\w.-]+)?\]):\d+/?")
 
 
 def trace(words: str, runs: Path, certificate: str | None = None) -> dict[str, Any]:
@@ -203,8 +206,13 @@ def _live_server(found: History, runs: Path) -> dict[str, Any]:
 def _ask(url: str, tls: ssl.SSLContext | None, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else strict_json.dumps(body).encode("utf-8")
     request = urllib.request.Request(url, data=data, headers=client.headers())
+    # A proxy in the environment knows another machine by this one's loopback.
+    direct = (
+        [urllib.request.ProxyHandler({})] if is_loopback(urllib.parse.urlsplit(url).hostname or "") else []
+    )
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=tls), *direct)
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S, context=tls) as answer:
+        with opener.open(request, timeout=TIMEOUT_S) as answer:
             return json.loads(answer.read())
     except urllib.error.HTTPError as error:
         raise ValueError(f"{url} says {error.code}") from None

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline import schema
 from pipeline.errors import UserError
 from pipeline.recipe import LoadedRecipe
+from pipeline.surroundings import hub_cache
 from pipeline.training_checks import target_faults
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -32,13 +33,14 @@ def folder(model: schema.Model) -> Path | None:
     """Where the base lies on this machine; None for a hub model that was not fetched.
 
     Follows the hub cache's layout (``models--ORG--NAME/snapshots/COMMIT``; huggingface_hub,
-    "Understand caching") and its variables HF_HUB_CACHE and HF_HOME.
+    "Understand caching") and its variables HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME.
     """
     assert model.base is not None
     if not is_hub_id(model.base):
         return Path(model.base)
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+    cache = hub_cache(os.environ)
+    if cache is None:
+        return None
     kept = cache / f"models--{model.base.replace('/', '--')}"
     reference = kept / "refs" / model.revision
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else model.revision

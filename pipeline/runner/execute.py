@@ -23,6 +23,7 @@ from pipeline.runner.lease import Lease, LeaseLost
 from pipeline.runner.reasons import disk_full, failure, oom_kills
 from pipeline.stages.ending import DISK_FULL
 from pipeline.stages.step import write_json
+from pipeline.surroundings import settled
 from pipeline.toolchains import ROOT, Toolchain
 
 POLL_S = 0.05
@@ -78,7 +79,7 @@ def execute(
             stdout=log,
             stderr=log,
             cwd=work,
-            env=step_environment(toolchain, job["threads"]),
+            env=step_environment(toolchain, job["threads"], work),
             start_new_session=True,
             pass_fds=(held.descriptor,),
             preexec_fn=partial(die_with, os.getpid()),
@@ -114,16 +115,17 @@ def execute(
     return outcome
 
 
-def step_environment(toolchain: Toolchain, threads: int) -> dict[str, str]:
+def step_environment(toolchain: Toolchain, threads: int, work: Path | None = None) -> dict[str, str]:
     """The environment of a step: the caller's, less other Pythons, plus a fixed hash seed.
 
-    Hub access is off: a step reads what its job names and nothing from the network.
+    Hub access is off: a step reads what its job names and nothing from the network.  What the machine lacks is made
+    good below the step's folder ``work`` (:mod:`pipeline.surroundings`).
     """
     keep = {
         k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "OMP_", "MKL_"))
     }
     return {
-        **keep,
+        **(keep if work is None else settled(keep, work)),
         "PATH": f"{toolchain.folder / 'bin'}:{keep.get('PATH', '/usr/bin:/bin')}",
         "PYTHONPATH": str(ROOT),
         "PYTHONHASHSEED": "0",

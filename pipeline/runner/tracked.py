@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.errors import Interrupted, UserError
 from pipeline.schema import Tracking
 from pipeline.stages.step import write_json
+from pipeline.surroundings import settled
 from pipeline.toolchains import ROOT, Toolchain
 
 READY_S = 90.0  # to load the packages and to be answered by a server
@@ -84,7 +85,7 @@ def _start(work: Path, subject: dict[str, Any]) -> tuple[subprocess.Popen[str] |
             stderr=log,
             cwd=work,
             text=True,
-            env={**kept, "PYTHONPATH": str(ROOT)},
+            env={**settled(kept, work), "PYTHONPATH": str(ROOT)},
             start_new_session=True,  # Ctrl-C is the step's; this ends after it
         )
     try:

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline import strict_json
+from pipeline.gateway.addresses import host_of
 from pipeline.gateway.settings import is_loopback
 
 KEY = "LIFECYCLE_API_KEY"  # the environment's name of the key for servers that want one
@@ -121,7 +122,7 @@ def trusting(certificate: str, address: str) -> ssl.SSLContext:
     """
     trusted = ssl.create_default_context(cafile=certificate)
     trusted.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    trusted.check_hostname = not is_loopback(address.rpartition(":")[0])
+    trusted.check_hostname = not is_loopback(host_of(address))
     return trusted
 
 

@@ -54,6 +54,14 @@ def find(pid: int) -> Process | None:
     return Process(pid, fields[0], int(fields[3]), int(fields[19]), tuple(command.rstrip("\0").split("\0")))
 
 
+def folder(pid: int) -> Path | None:
+    """The folder that a process works in, where ``/proc`` lets us see it."""
+    try:
+        return (PROC / str(pid) / "cwd").readlink()
+    except OSError:
+        return None
+
+
 def everything() -> list[Process]:
     """All living processes that can be seen, zombies left out."""
     pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]

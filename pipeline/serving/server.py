@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline import places
+from pipeline.gateway.addresses import authority, is_everywhere
 from pipeline.serving import processes
 from pipeline.serving.client import ServingError, events
 
@@ -45,7 +47,7 @@ class ServerRecord:
     @property
     def address(self) -> str:
         """Host and port of the HTTP endpoint."""
-        return f"{reachable(self.host)}:{self.http_port}"
+        return authority(reachable(self.host), self.http_port)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Probe:
 
 def reachable(host: str) -> str:
     """The address to reach a server on that listens on ``host`` (all addresses: loopback)."""
-    return "127.0.0.1" if host in ("0.0.0.0", "") else host
+    if not is_everywhere(host):
+        return host
+    return "::1" if ":" in host else "127.0.0.1"
 
 
 def is_running(record: ServerRecord) -> bool:
@@ -113,6 +117,7 @@ def stop(record: ServerRecord) -> str:
             raise RuntimeError(f"process {left} of the server at {record.address} cannot be stopped")
     for region in Path("/dev/shm").glob(f"{record.shm_prefix}*"):
         region.unlink(missing_ok=True)
+    places.forget(Path(record.log).resolve().parent)
     if was_running:
         return (
             f"stopped the server at {record.address} (process {record.pid}{', by force' if forced else ''})"
@@ -126,23 +131,25 @@ def stop_strays(folder: Path, known: ServerRecord | None) -> str:
     """Stop servers that were started in ``folder`` and that no record speaks of; returns their ids.
 
     A start that is killed between the server's first breath and its record leaves one.  It
-    is recognised by the model repository that it was given: a folder of this recipe alone.
+    is recognised by the folder that it works in: one of this recipe alone.
     """
-    option = f"--model-repository={folder}{os.sep}"
-    stray = [
-        process
+    stray = {
+        process.pid: place
         for process in processes.everything()
         if Path(process.command[0]).name == "tritonserver"
-        and any(word.startswith(option) for word in process.command)
         and (known is None or process.pid != known.pid)
-    ]
-    for each in stray:
+        and (place := processes.folder(process.pid)) is not None
+        and place.parent == folder.resolve()
+    }
+    for pid in stray:
         # It may not have set up its own handling of SIGTERM yet, nor answered anybody.
-        _signal(processes.of_session(each.pid), signal.SIGKILL)
+        _signal(processes.of_session(pid), signal.SIGKILL)
     deadline = time.monotonic() + KILL_WAIT_S
-    while any(processes.of_session(each.pid) for each in stray) and time.monotonic() < deadline:
+    while any(processes.of_session(pid) for pid in stray) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return ", ".join(str(each.pid) for each in stray)
+    for place in stray.values():
+        places.forget(place)
+    return ", ".join(map(str, stray))
 
 
 def peak_memory_gb(record: ServerRecord) -> float:

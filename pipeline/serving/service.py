@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import schema, strict_json
+from pipeline.gateway.addresses import authority
 from pipeline.gateway.settings import Limits, Settings
 from pipeline.serving import control, processes, server
 from pipeline.serving.client import Endpoint
@@ -54,7 +55,7 @@ class Gateway:
     @property
     def address(self) -> str:
         """Host and port of the HTTP endpoint."""
-        return f"{reachable(self.host)}:{self.http_port}"
+        return authority(reachable(self.host), self.http_port)
 
     @property
     def url(self) -> str:
@@ -324,6 +325,6 @@ def plain(version: ServerRecord, models: dict[str, dict[str, str]]) -> dict[str,
     return {
         "identity": version.export_identity,
         "address": version.address,
-        "metrics": f"{reachable(version.host)}:{version.metrics_port}",
+        "metrics": authority(reachable(version.host), version.metrics_port),
         "models": models,
     }

@@ -135,6 +135,21 @@ def _distributed(parallel: Parallel, precision: str) -> dict[str, Any]:
     return found
 
 
+def literal(plain: Any) -> Any:
+    """A configuration whose texts AutoModel takes as they are.
+
+    Its loader puts environment variables in the place of ``$NAME`` and ``${NAME}`` wherever a text has them: a folder of such a
+    name would be another, and a text of a recipe could read a secret.  What it has resolved already it leaves alone.
+    """
+    from nemo_automodel.components.config.loader import _OrigValueStr
+
+    if isinstance(plain, dict):
+        return {key: literal(value) for key, value in plain.items()}
+    if isinstance(plain, list):
+        return [literal(value) for value in plain]
+    return _OrigValueStr(plain, plain) if isinstance(plain, str) and "$" in plain else plain
+
+
 def _schedule(settings: Optimisation) -> dict[str, Any]:
     style = {"wsd": "WSD"}.get(settings.schedule, settings.schedule)
     found = {

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline import schema
 from pipeline.engines.automodel import packing, publish
-from pipeline.engines.automodel.config import FLOATS, recipe_config
+from pipeline.engines.automodel.config import FLOATS, literal, recipe_config
 from pipeline.engines.automodel.cpu import keep_four_bit_gradients, make_cuda_calls_harmless
 from pipeline.engines.automodel.examples import Examples, run_order, spread
 from pipeline.engines.automodel.one_gpu import keep_weights
@@ -200,7 +200,7 @@ def build(step: Step, work: Run) -> Any:
         group=work.group,
     )
     module, name = work.kind.split(":")
-    recipe = getattr(importlib.import_module(f"{OURS}{module}"), name)(ConfigNode(config))
+    recipe = getattr(importlib.import_module(f"{OURS}{module}"), name)(ConfigNode(literal(config)))
     recipe.report_to(step, settings, work)
     return recipe
 

@@ -10,18 +10,22 @@ replaced without losing a request (:mod:`.replace`), once the new one has answer
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
 import sys
 import time
 from pathlib import Path
 
 from pipeline import schema, strict_json
-from pipeline.gateway.settings import load
+from pipeline.gateway.addresses import authority, host_of
+from pipeline.gateway.settings import is_loopback, load
 from pipeline.serving import control, server, service
 from pipeline.serving.processes import Mark
 from pipeline.serving.targets import IMAGES
 from pipeline.stages.deploy import gateway, ports, probes, replace, triton, versions
 from pipeline.stages.deploy.background import begin
 from pipeline.stages.step import InputError, Step, write_json
+from pipeline.surroundings import proxied
 
 REMEMBERED = 5  # exports that `rollback` can go back through
 
@@ -59,7 +63,7 @@ def run(step: Step) -> None:
         {
             "address": deployed.gateway.url,
             "openai": f"{deployed.gateway.url}/v1",
-            "grpc_address": f"{server.reachable(deployed.gateway.host)}:{deployed.gateway.grpc_port}",
+            "grpc_address": authority(server.reachable(deployed.gateway.host), deployed.gateway.grpc_port),
             "metrics": f"http://127.0.0.1:{deployed.gateway.metrics_port}/metrics",
             "models": deployed.models,
             "export_identity": deployed.identity,
@@ -200,10 +204,13 @@ def curl_line(deployed: service.Service) -> str:
     model = sorted(deployed.models)[0]
     body = {"model": model, "messages": [{"role": "user", "content": "What does `os.path.join` do?"}]}
     words = ["curl -sN"]
+    if is_loopback(host_of(deployed.gateway.address)) and proxied(os.environ):
+        words.append("--noproxy '*'")
     if deployed.gateway.tls_certificate:
-        words.append(f"--cacert {deployed.gateway.tls_certificate}")
+        words.append(f"--cacert {shlex.quote(deployed.gateway.tls_certificate)}")
     if deployed.gateway.needs_key:
         words.append('-H "Authorization: Bearer $LIFECYCLE_API_KEY"')
-    words.append(f"{deployed.gateway.url}/v1/chat/completions -H 'Content-Type: application/json'")
+    url = shlex.quote(f"{deployed.gateway.url}/v1/chat/completions")
+    words.append(f"{url} -H 'Content-Type: application/json'")
     words.append(f"-d '{strict_json.dumps({**body, 'stream': True})}'")
     return " ".join(words)

@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+from pipeline.surroundings import settled
 from pipeline.toolchains import ROOT
 
 
@@ -18,6 +19,6 @@ def begin(python: Path, module: str, file: Path, log: Path) -> subprocess.Popen[
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**settled(os.environ, log.parent), "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
             start_new_session=True,
         )

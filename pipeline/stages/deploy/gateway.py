@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 from pathlib import Path
 
-from pipeline import schema, strict_json
+from pipeline import places, schema, strict_json
 from pipeline.gateway import keys
 from pipeline.gateway import settings as own
 from pipeline.serving import control, service
@@ -46,8 +45,8 @@ def start(folder: Path, wanted: own.Settings) -> service.Gateway:
     Raises :class:`StartFailed` with the end of its log.
     """
     toolchain = Toolchain("gateway")
-    # A path of a socket may have a hundred characters, and a folder of runs has more sometimes.
-    socket = str(Path(tempfile.mkdtemp(prefix="lifecycle-")) / "control.sock")
+    # A folder of runs, and a TMPDIR, may have a longer path than a socket can.
+    socket = str(places.socket_folder("gateway-") / "control.sock")
     file, log = folder / "gateway.json", folder / "gateway.log"
     wanted = dataclasses.replace(wanted, control=socket, log=str(log))
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,8 @@ import socket
 import time
 
 from pipeline import schema
+from pipeline.gateway.addresses import bare, bound
+from pipeline.gateway.settings import Settings
 from pipeline.serving import processes
 from pipeline.stages.step import InputError
 
@@ -36,14 +38,17 @@ def check_free(settings: schema.Deploy, ours: tuple[int, ...] = (), *, just_stop
         port = getattr(settings, name)
         if port in ours:
             continue
-        fault = _bind_fault(settings.host, port)
+        host = Settings.metrics_host if name == "metrics_port" else settings.host
+        fault = _bind_fault(host, port)
         while fault == errno.EADDRINUSE and time.monotonic() < deadline:
             time.sleep(0.1)
-            fault = _bind_fault(settings.host, port)
+            fault = _bind_fault(host, port)
         if fault is None:
             continue
         if fault == errno.EADDRNOTAVAIL:
-            raise InputError(f"deploy.host: {settings.host!r} is no address of this machine")
+            raise InputError(
+                f"deploy.host: {settings.host!r} is no address of this machine{_hint(settings.host)}"
+            )
         if fault == errno.EACCES:
             raise InputError(f"port {port} (deploy.{name}) needs privileges; choose one of 1024 or more")
         holder = processes.listener(port)
@@ -55,13 +60,17 @@ def check_free(settings: schema.Deploy, ours: tuple[int, ...] = (), *, just_stop
 
 def _bind_fault(host: str, port: int) -> int | None:
     """The error number of listening there, None where one could."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
-        # Connections of a server stopped a moment ago linger; only listeners matter.
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((host, port))
-        except socket.gaierror:
-            return errno.EADDRNOTAVAIL
-        except OSError as error:
-            return error.errno
+    try:
+        # As the gateway will do it, so that the answer is its own; connections of a server stopped a moment ago, which
+        # linger, are in nobody's way.
+        bound(host, port).close()
+    except (socket.gaierror, UnicodeError):
+        return errno.EADDRNOTAVAIL
+    except OSError as error:
+        # A machine without IPv6 has none of its addresses.
+        return errno.EADDRNOTAVAIL if error.errno == errno.EAFNOSUPPORT else error.errno
     return None
+
+
+def _hint(host: str) -> str:
+    return f"; write it without brackets: {bare(host)}" if bare(host) != host else ""

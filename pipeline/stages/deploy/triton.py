@@ -20,8 +20,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+from pipeline import places
 from pipeline.serving import processes
 from pipeline.serving.server import ServerRecord, probe
+from pipeline.surroundings import settled
 
 EXIT_TIMEOUT_S = 3  # how long a stopping server waits for answers under way
 ERROR_LINE = re.compile(r"E\d{4} ")  # Triton's log: severity, month and day
@@ -49,8 +51,10 @@ def start(
     """
     wheel = installation()
     folder.mkdir(parents=True, exist_ok=True)
-    backends = link_backend(wheel, folder / "backends")
-    linked = link_repository(repository.resolve(), folder / "repository")
+    link_backend(wheel, folder / "backends")
+    link_repository(repository.resolve(), folder / "repository")
+    # The backend starts its models' processes by `bash -c`, and quotes no path.
+    plain = places.short(folder.resolve())
     log = folder / "tritonserver.log"
     # Servers of different recipes must not meet in each other's shared memory.
     prefix = f"lifecycle_{secrets.token_hex(4)}_"
@@ -62,8 +66,8 @@ def start(
         str(wheel / "bin" / "tritonserver"),
         # Shown as the server's name in its metadata (/v2), so that an address can be traced.
         f"--id=lifecycle-{identity}",
-        f"--model-repository={linked}",
-        f"--backend-directory={backends}",
+        f"--model-repository={plain / 'repository'}",
+        f"--backend-directory={plain / 'backends'}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         f"--http-address={host}",
         f"--http-port={http}",
@@ -84,7 +88,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=environment(threads),
+            env=environment(threads, folder.resolve()),
             start_new_session=True,
         )
     started = processes.find(process.pid)
@@ -189,12 +193,12 @@ def link_repository(repository: Path, folder: Path) -> Path:
     return folder
 
 
-def environment(threads: int) -> dict[str, str]:
+def environment(threads: int, folder: Path) -> dict[str, str]:
     """The server's environment: this interpreter first, its shared library within reach."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRTUAL_ENV", "MALLOC_"))}
     libraries = [str(sysconfig.get_config_var("LIBDIR")), kept.get("LD_LIBRARY_PATH", "")]
     return {
-        **kept,
+        **settled(kept, folder),
         "PATH": f"{Path(sys.executable).parent}:{kept.get('PATH', '/usr/bin:/bin')}",
         "LD_LIBRARY_PATH": ":".join(part for part in libraries if part),
         "LIFECYCLE_THREADS": str(threads),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import schema
+from pipeline import places, schema
 from pipeline.record.trace import served_models
 from pipeline.serving import processes, server, service
 from pipeline.serving.client import generate_stream
@@ -67,6 +67,49 @@ def test_stop_leaves_nothing_and_a_redeploy_replaces(
     assert not list(Path("/dev/shm").glob(f"{second.version.shm_prefix}*"))
     assert "already gone" in "\n".join(service.stop(second))
     assert answers(deployed)  # the other one was left alone
+
+
+def test_a_server_stands_on_an_odd_machine(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cases path-with-space, long-tmpdir, ipv6-host, proxy-and-loopback and odd-machine at once."""
+    odd = tmp_path / """it's a (copy) of "$HOME" `x`; né\tand so on"""
+    temporary = odd / ("as schedulers give them/" * 5)
+    temporary.mkdir(parents=True)
+    for name, value in {
+        "TMPDIR": str(temporary), "HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none/cache", "LC_ALL": "C",
+        "http_proxy": "http://127.0.0.1:9", "all_proxy": "http://127.0.0.1:9", "grpc_proxy": "http://127.0.0.1:9",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    for name in ("no_proxy", "NO_PROXY", "USER", "LOGNAME"):
+        monkeypatch.delenv(name, raising=False)
+    deployment = Deployment(Path(shutil.copytree(exported, odd / "export")), odd)
+    try:
+        status, told = deployment.run(host="::1")
+        assert status == 0, told
+        found = deployment.record()
+        address = f"[::1]:{deployment.settings['http_port']}"
+        assert found.gateway.address == address
+        assert answers(found)
+        assert not service.fault(found)
+        assert [each["model"] for each in served_models(address)] == [found.version.model_name]
+        curl = next(line for line in told.splitlines() if "try: curl" in line).partition("try: ")[2]
+        said = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, check=True)
+        assert said.stdout.rstrip().endswith("data: [DONE]")
+        # Triton again, at another path of the same kind, as the keeper starts it.
+        os.kill(found.version.pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while deployment.record().restarts == 0 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert deployment.record().restarts == 1
+    finally:
+        deployment.stop()
+    assert not Path(found.gateway.control).parent.exists()
+    ours = [
+        path for path in places.private().iterdir() if path.is_symlink() and odd in path.readlink().parents
+    ]
+    assert [path.resolve() for path in ours] == [temporary]  # what outlives a server: the way to the TMPDIR
+    places.forget(temporary)
 
 
 @pytest.mark.parametrize("needs", ["tensorrt_llm package", "vllm backend"])
