@@ -9,6 +9,8 @@ What disturbs the pod (eviction, preemption, a node that goes) brings a new one,
 finished steps are found done in no time and the interrupted one goes on from its checkpoint
 on the volume.  What is the user's to mend (a refused input, a closed gate) ends the Job.
 
+The pod holds to Kubernetes' restricted Pod Security Standard.
+
 The settings travel in the pod's annotations, and are mounted as files from there: one object,
 and nothing to clear away after it.
 """
@@ -42,6 +44,17 @@ def job(order: Order) -> dict[str, Any]:
         "containers": containers[-1:],
         "volumes": volumes(order, cluster),
         **pod_settings(cluster),
+        # Steps ask the cluster for nothing, so they get no way to.
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": cluster.user,
+            "runAsGroup": cluster.user,
+            "fsGroup": cluster.user,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
     }
     return {
         "apiVersion": "batch/v1",
@@ -122,6 +135,11 @@ def container(order: Order, step: StepOrder, site: schema.Site) -> dict[str, Any
         "env": environment(order, site),
         "resources": resources(cluster),
         "volumeMounts": mounts(cluster),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "capabilities": {"drop": ["ALL"]},
+        },
     }
     return {key: value for key, value in made.items() if value not in ({}, [])}
 

@@ -75,6 +75,7 @@ class Kubernetes:
     shared_memory: str | None = place(None, "size of /dev/shm, e.g. 16Gi; NCCL between GPUs needs it")
     secret: str | None = place(None, "Secret whose keys are the names in site.secrets")
     service_account: str | None = place(None, "service account of the pod")
+    user: int = place(1000, "user and group that steps run as; the claim must be theirs to write", ge=1)
     pull_secrets: list[str] = place([], "Secrets to fetch the image with")
     node_selector: list[str] = place([], "labels that a node must have, each as name=value")
     tolerations: list[dict[str, Any]] = place([], "taints that the pod bears")

@@ -13,8 +13,8 @@
 
     python -m pipeline.serving.cluster FOLDER
 
-Nothing here talks to a cluster or needs more than the controller has.  Digests of images are never made up: where
-the values have none, tags are used and Helm's notes say so.
+Nothing here talks to a cluster or needs more than the controller has.  Digests of images are never made up: the values
+have room for them, and neither Helm nor compose starts anything before a person has filled it.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ def values(export: schema.Export, identity: str, deploy: schema.Deploy, gpus_per
             "tls": deploy.tls_certificate is not None,  # tls.crt and tls.key lie beside the settings
             "repository": "",
             "settings": "",
+            # Of the images that compose names itself; python: what the gateway's is built on.
+            "digests": {"prometheus": "", "grafana": "", "python": ""},
         },
         "slurm": {},
     }
@@ -194,15 +196,22 @@ def compose_environment(values: dict[str, Any]) -> str:
             f"the model is laid over {nodes} machines and compose has one: Helm and Slurm serve several"
         )
     local, triton = values["local"], values["triton"]
+    own = {"cpu": "2", "memory": "1Gi"} | values["gateway"].get("resources", {})
     words = {
-        "TRITON_IMAGE": image_name(values["image"]),
+        "TRITON_REPOSITORY": values["image"]["repository"],
+        "TRITON_DIGEST": values["image"]["digest"],
+        **{f"{name.upper()}_DIGEST": digest for name, digest in local["digests"].items()},
         "GATEWAY_IMAGE": image_name(values["gateway"]["image"]),
         "TRITON_MODE": triton["mode"],
         "IDENTITY": values["model"]["identity"],
         "REPOSITORY": local["repository"],
         "SETTINGS": local["settings"],
         "GPUS": values["gpus"]["perPod"],
-        "SHARED_MEMORY": triton["sharedMemory"].removesuffix("i").lower(),
+        "SHARED_MEMORY": _bytes(triton["sharedMemory"]),
+        "TRITON_MEMORY": _bytes(triton["resources"]["memory"]),
+        "TRITON_CPUS": triton["resources"]["cpu"],
+        "GATEWAY_MEMORY": _bytes(own["memory"]),
+        "GATEWAY_CPUS": own["cpu"],
         "LISTEN": local["host"],
         "HTTP_PORT": local["http_port"],
         "GRPC_PORT": local["grpc_port"],
@@ -265,6 +274,11 @@ def _json(content: dict[str, Any]) -> str:
 
 def _drain(values: dict[str, Any]) -> int:
     return int(values["gateway"]["settings"]["limits"]["drain_s"])
+
+
+def _bytes(quantity: str) -> str:
+    """A quantity of Kubernetes as compose writes it: 4Gi is 4g."""
+    return quantity.removesuffix("i").lower()
 
 
 def _label(name: str) -> str:

@@ -33,6 +33,10 @@ def values(gpus: int = 8, /, **settings: Any) -> dict[str, Any]:
     made = cluster.values(export(**settings), IDENTITY, schema.Deploy(), gpus)
     made["model"]["claim"] = {"name": "models", "path": "runs/llama-8b/export/1f3a/repository"}
     made["local"] |= {"repository": "/models here/repository", "settings": "/served/here"}
+    # As a person has filled them.
+    for image in (made["image"], made["gateway"]["image"], made["multinode"].get("image", {})):
+        image["digest"] = DIGEST
+    made["local"]["digests"] = dict.fromkeys(made["local"]["digests"], DIGEST)
     return made
 
 
@@ -62,12 +66,7 @@ SETS: dict[str, dict[str, Any]] = {
     ),
     "tls": laid(values(), gateway={"tlsSecret": "certificate"}),
     "autoscaled": laid(values(), autoscaling={"enabled": True, "maxReplicas": 8, "waiting": 4}),
-    "digests": laid(
-        values(),
-        requireDigests=True,
-        image={"digest": DIGEST},
-        gateway={"image": {"digest": DIGEST}},
-    ),
+    "tags": laid(values(), requireDigests=False, image={"digest": ""}, gateway={"image": {"digest": ""}}),
     "everything": laid(
         values(tensor=8, pipeline=4),
         image={"pullSecrets": ["registry"]},

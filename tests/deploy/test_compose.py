@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.serving import cluster
-from tests.deploy.conftest import DEPLOY, SETS, laid
+from tests.deploy.conftest import DEPLOY, DIGEST, SETS, laid
 
 COMPOSE = DEPLOY / "compose.yaml"
 TLS = DEPLOY / "compose.tls.yaml"
@@ -50,7 +50,7 @@ def composed(folder: Path, values: dict[str, Any], *files: Path) -> dict[str, An
     return made
 
 
-@pytest.mark.parametrize("name", ["one-gpu", "eight-gpus", "adapters", "vllm", "digests"])
+@pytest.mark.parametrize("name", ["one-gpu", "eight-gpus", "adapters", "vllm"])
 def test_docker_compose_reads_it(tmp_path: Path, name: str) -> None:
     values = laid(SETS[name], local={"host": "10.0.0.7", "http_port": 9000})
     services = composed(tmp_path, values, COMPOSE)["services"]
@@ -60,6 +60,10 @@ def test_docker_compose_reads_it(tmp_path: Path, name: str) -> None:
     assert triton["environment"]["IDENTITY"] == values["model"]["identity"]
     assert "/models here/repository:/models:ro" in [str(mount) for mount in triton["volumes"]]
     assert services["gateway"]["image"] == cluster.image_name(values["gateway"]["image"])
+    assert services["gateway"]["build"]["args"]["PYTHON"] == f"docker.io/library/python@{DIGEST}"
+    for image in ("triton", "prometheus", "grafana"):
+        assert services[image]["image"].endswith(f"@{DIGEST}"), image
+    assert float(triton["cpus"]) == float(values["triton"]["resources"]["cpu"])
     (device,) = triton["deploy"]["resources"]["reservations"]["devices"]
     assert int(device["count"]) == values["gpus"]["perPod"]
     published = {str(port).rpartition("/")[0] or str(port) for port in services["address"]["ports"]}
@@ -92,8 +96,9 @@ def test_nothing_may_more_than_it_needs() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert not {"privileged", "cap_add", "pid", "ipc"} & set(service)
         assert "docker.sock" not in str(service.get("volumes"))
-        if name in ("address", "triton", "gateway"):
-            assert service["user"] == "1000:1000"  # the others' images have users of their own
+        assert int(service["user"].partition(":")[0]) > 0, name
+        assert {"mem_limit", "cpus", "pids_limit"} <= set(service), name
+        assert "@" in service["image"] or "build" in service or name == "address", name
 
 
 def test_only_the_gateway_is_published_and_the_rest_is_for_this_machine() -> None:
@@ -117,7 +122,28 @@ def test_variables_are_those_of_the_file() -> None:
     used = {part.partition("}")[0].partition(":")[0] for part in text.split("${")[1:]}
     needed = {part.partition("}")[0].removesuffix(":?") for part in text.split("${")[1:] if ":?}" in part}
     assert needed <= written <= used
-    assert used - written == {"PROMETHEUS_IMAGE", "PROMETHEUS_PORT", "GRAFANA_IMAGE", "GRAFANA_PORT"}
+    assert used - written == {"PROMETHEUS_PORT", "GRAFANA_PORT"}
+
+
+@pytest.mark.parametrize("lacking", ["triton", "prometheus", "grafana"])
+def test_docker_compose_waits_for_digests(tmp_path: Path, lacking: str) -> None:
+    assert shutil.which("docker-compose"), "docker-compose is not here: `make compose` installs it on Debian"
+    over = {"image": {"digest": ""}} if lacking == "triton" else {"local": {"digests": {lacking: ""}}}
+    (tmp_path / "compose.env").write_text(cluster.compose_environment(laid(SETS["one-gpu"], **over)))
+    done = subprocess.run(
+        ["docker-compose", "--env-file", str(tmp_path / "compose.env"), "--file", str(COMPOSE), "config"],
+        capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "of values.yaml is not set" in done.stderr
+
+
+def test_limits_are_those_of_the_values(tmp_path: Path) -> None:
+    resources = {"resources": {"cpu": "3", "memory": "48Gi"}}
+    lines = cluster.compose_environment(
+        laid(SETS["one-gpu"], triton=resources, gateway=resources)
+    ).splitlines()
+    assert {"TRITON_MEMORY=48g", "TRITON_CPUS=3", "GATEWAY_MEMORY=48g", "GATEWAY_CPUS=3"} <= set(lines)
 
 
 def test_the_start_script_is_where_the_mounts_say() -> None:

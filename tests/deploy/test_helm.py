@@ -14,6 +14,7 @@ import yaml
 
 from pipeline.gateway import settings as gateway
 from pipeline.serving import cluster
+from tests import restricted
 from tests.deploy import leaderworkerset
 from tests.deploy.conftest import (
     CHART,
@@ -87,6 +88,7 @@ def test_no_pod_may_more_than_it_needs(render: Render, name: str) -> None:
     assert set(found) == ({"server", "worker"} if name in SEVERAL else {"server"})
     for pod in found.values():
         spec = pod["spec"]
+        assert not restricted.faults(spec)
         assert spec["automountServiceAccountToken"] is False
         assert spec["serviceAccountName"] == RELEASE
         assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
@@ -150,7 +152,13 @@ def test_only_the_gateways_ports_are_let_in(render: Render, name: str) -> None:
     assert between.get("ingress", []) == ([{"from": [own]}] if name in SEVERAL else [])
     everywhere = [rule for rule in between["egress"] if "to" not in rule]
     ports = [port["port"] for rule in everywhere for port in rule["ports"]]
-    assert ports == [53, 53, *([443] if "object-store" in name else [])]
+    assert ports == ([443] if "object-store" in name else [])
+    # A question for a name can carry anything: the cluster's own resolver gets it, and nobody else.
+    names = between["egress"][0]
+    assert [(port["port"], port["protocol"]) for port in names["ports"]] == [(53, "UDP"), (53, "TCP")]
+    (resolver,) = names["to"]
+    assert resolver["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}
+    assert resolver["podSelector"] == {"matchLabels": {"k8s-app": "kube-dns"}}
 
 
 def selects(selector: dict[str, str], pod: dict[str, Any]) -> bool:
@@ -222,7 +230,7 @@ def test_a_group_has_a_leader_and_workers(render: Render) -> None:
     assert template["restartPolicy"] == "RecreateGroupOnPodRestart"
     found = dict(pods(render("two-nodes")))
     for pod in found.values():
-        assert "/tritonserver-multinode:" in container(pod, "triton")["image"], "NVIDIA's has no ssh server"
+        assert "/tritonserver-multinode@" in container(pod, "triton")["image"], "NVIDIA's has no ssh server"
     assert container(found["server"], "triton")["command"][-1] == "leader"
     assert container(found["worker"], "triton")["command"][-1] == "worker"
     assert [each["name"] for each in found["worker"]["spec"]["containers"]] == ["triton"]
@@ -247,15 +255,32 @@ def test_a_model_comes_from_a_volume_or_an_object_store(render: Render) -> None:
 
 
 def test_notes_ask_for_digests(render: Render) -> None:
-    assert render("one-gpu")["NOTES.txt"].count("give its digest") == 2
-    assert "give its digest" not in render("digests")["NOTES.txt"]
-    assert container(dict(pods(render("digests")))["server"], "triton")["image"].endswith(f"@{DIGEST}")
+    assert render("tags")["NOTES.txt"].count("give its digest") == 2
+    assert "give its digest" not in render("one-gpu")["NOTES.txt"]
+
+
+@pytest.mark.parametrize("name", [name for name in SETS if name != "tags"])
+def test_images_are_named_by_their_digests(render: Render, name: str) -> None:
+    for pod in dict(pods(render(name))).values():
+        spec = pod["spec"]
+        for each in (*spec["containers"], *spec.get("initContainers", [])):
+            assert each["image"].endswith(f"@{DIGEST}")
+
+
+@pytest.mark.parametrize("lacking", ["image", "gateway", "multinode"])
+def test_a_release_without_a_digest_is_refused_with_what_to_do(lacking: str) -> None:
+    made = values(tensor=8, pipeline=2) if lacking == "multinode" else values()
+    image = made["image"] if lacking == "image" else made[lacking]["image"]
+    image["digest"] = ""
+    said = f"the image {image['repository']} has no digest: .*imagetools inspect {image['repository']}:{image['tag']}"
+    with pytest.raises(helm.HelmError, match=said):
+        render_values(made)
 
 
 @pytest.mark.parametrize(
     ("over", "said"),
     [
-        ({"requireDigests": True}, "has no digest"),
+        ({"network": {"dns": []}}, "/network/dns"),
         ({"rollout": {"maxSurge": 0, "maxUnavailable": 0}}, "no replica could ever be replaced"),
         ({"autoscaling": {"minReplicas": 5}}, "minReplicas is more than"),
         ({"model": {"claim": {"name": "", "path": ""}}}, "/model/claim/name"),
@@ -265,7 +290,7 @@ def test_notes_ask_for_digests(render: Render) -> None:
         ({"model": {"target": "cpu-openvino"}}, "/model/target"),
         ({"model": {"routes": {"x": {"model": "x"}}}}, "/model/routes"),
         ({"image": {"tag": "latest"}}, "/image"),
-        ({"image": {"tag": ""}}, "/image"),
+        ({"image": {"tag": "", "digest": ""}}, "/image"),
         ({"image": {"digest": "sha256:1234"}}, "/image/digest"),
         ({"multinode": {"size": 2}}, "/multinode/sshSecret"),
         ({"multinode": {"size": 2, "sshSecret": "keys"}}, "/multinode/image"),

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import recipe
+from pipeline import recipe, schema
 from pipeline.errors import UserError
 from pipeline.gateway import settings as gateway
 from pipeline.serving import cluster
 from pipeline.serving.targets import IMAGES, TARGETS
 from pipeline.toolchains import Toolchain
-from tests.deploy.conftest import DIGEST, IDENTITY, SETS, laid, values
+from tests.deploy.conftest import DIGEST, IDENTITY, SETS, export, laid, values
 
 ROOT = cluster.ROOT
 
@@ -65,7 +65,7 @@ def test_what_cannot_be_served_is_told(settings: dict[str, Any], gpus: int, said
 def test_every_target_for_gpus_has_an_image_without_an_invented_digest() -> None:
     assert set(IMAGES) == {name for name, target in TARGETS.items() if target.gpu}
     for target in IMAGES:
-        image = values(target=target)["image"]
+        image = cluster.values(export(target), IDENTITY, schema.Deploy(), 8)["image"]
         assert image["digest"] == ""
         assert image["repository"].startswith("nvcr.io/nvidia/")
         assert cluster.image_name(image) == f"{image['repository']}:{image['tag']}"
@@ -157,7 +157,7 @@ def test_changed_values_change_everything_made_of_them(tmp_path: Path) -> None:
     done = make_again(tmp_path)
     assert done.returncode == 0, done.stderr
     environment = (tmp_path / "compose.env").read_text()
-    assert f"TRITON_IMAGE=nvcr.io/nvidia/tritonserver@{DIGEST}\n" in environment
+    assert f"TRITON_DIGEST={DIGEST}\n" in environment
     assert "DRAIN=300s\n" in environment
     assert f"nvidia/tritonserver@{DIGEST}" in (tmp_path / "serve.sbatch").read_text()
     assert gateway.load(tmp_path / "gateway.json").tls_key == "/etc/lifecycle/tls/tls.key"

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.launch import kubernetes, manifests
+from tests import restricted
 from tests.launch.api_server import Cluster
 from tests.launch.conftest import Light, manifest_of
 
@@ -29,6 +30,9 @@ def test_the_manifest_holds_to_the_published_schemas_and_a_wrong_field_does_not(
     assert "limits" in train["resources"]
     assert train["resources"]["limits"] == {"memory": "64Gi", "nvidia.com/gpu": "8"}
     assert curate["resources"]["limits"] == {"memory": "256Gi"}
+    assert not restricted.faults(pod)
+    assert pod["automountServiceAccountToken"] is False
+    assert {pod["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")} == {1000}
     secret = {"name": "LIGHT_SECRET", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "LIGHT_SECRET"}}}
     assert secret in train["env"]
 
