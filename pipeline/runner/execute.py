@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Interrupted, StepFailed, UserError
