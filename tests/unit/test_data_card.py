@@ -504,7 +504,7 @@ def test_no_character_is_lost_from_the_count() -> None:
 
 
 def test_the_marked_text_is_bounded_whatever_comes_and_quick() -> None:
-    start = time.monotonic()
+    start = time.process_time()
     hard = [
         ("ab " * 50_000, "ba " * 50_000),
         ("!?" * 9_000, "?!" * 9_000),
@@ -515,7 +515,7 @@ def test_the_marked_text_is_bounded_whatever_comes_and_quick() -> None:
     for before, after in [*hard, ("z " * 10_000, "z " * 9_999)]:
         for pieces in marked(before, after):
             assert sum(len(text) for kind, text in pieces if kind != "skip") <= SHOWN * 3
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_histogram_has_one_step_for_every_count() -> None:

@@ -64,7 +64,7 @@ def test_a_live_holder_is_named_at_once(tmp_path: Path, holder: subprocess.Popen
     began = time.monotonic()
     with pytest.raises(Held, match=f"being run by process {holder.pid} on"):
         take(tmp_path)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10  # and not the 60 s of a lease, however busy the machine is
     assert live_holder(tmp_path / ".work" / f"{KEY}.1") is not None
 
 

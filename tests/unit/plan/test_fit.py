@@ -264,17 +264,23 @@ sys.exit(options.call(options))
 """
 
 
-def test_the_answer_takes_less_than_two_seconds_of_a_processor(tmp_path: Path) -> None:
-    n, d = design(BUDGETS, 5)
-    file = write_runs(tmp_path / "runs.csv", n, d, measured(n, d, 0.003, 9))
+def processor_seconds(*arguments: str) -> tuple[float, str]:
+    """What Python took of the processors for these arguments, and what it printed."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, "train", "--runs", str(file), "--flops", "1e20"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert "your runs, parametric" in done.stdout
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+
+def test_the_answer_takes_little_more_of_a_processor_than_loading_scipy(tmp_path: Path) -> None:
+    n, d = design(BUDGETS, 5)
+    file = write_runs(tmp_path / "runs.csv", n, d, measured(n, d, 0.003, 9))
+    # Beside what any machine takes to load the library, in alternation: seconds alone say how busy a machine is.
+    ratios = []
+    for _ in range(3):
+        loading, _ = processor_seconds("-c", "import scipy.optimize")
+        answering, said = processor_seconds("-c", RUN, "train", "--runs", str(file), "--flops", "1e20")
+        assert "your runs, parametric" in said
+        ratios.append(answering / loading)
+    assert min(ratios) < 2.5, ratios

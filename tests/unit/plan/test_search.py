@@ -28,9 +28,9 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_an_impossible_configuration_comes_with_feasible_ones_quickest_first(name: str) -> None:
     layout = IMPOSSIBLE[name]
-    began = time.perf_counter()
+    began = time.process_time()
     found = search.nearest(LLAMA[name], layout, SFT, H100)
-    assert time.perf_counter() - began < 2.0  # 0.1 to 0.4 s on an idle core
+    assert time.process_time() - began < 2.0  # 0.1 to 0.4 s on an idle core
     assert found
     for each in found:
         assert each.layout.fault(LLAMA[name], each.work) is None
