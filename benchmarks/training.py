@@ -34,7 +34,7 @@ from benchmarks.typed import typed
 from pipeline import recipe as recipes
 from pipeline.runner.execute import step_environment
 from pipeline.runner.provenance import processor
-from pipeline.runner.threads import thread_count
+from pipeline.threads import thread_count
 from pipeline.toolchains import ROOT, Toolchain
 
 MARKS = ("<!-- training -->", "<!-- /training -->")

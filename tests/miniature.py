@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import schema
+from pipeline.threads import thread_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 IDENTITY = "e" * 64
@@ -76,7 +77,13 @@ def run_stage(
         "extra": extra or {},
     }
     (work / "job.json").write_text(json.dumps(job))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
+    environment = {
+        **os.environ,
+        **thread_environment(2),
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONHASHSEED": "0",
+    }
     with open(work / "log.txt", "wb") as log:
         done = subprocess.run(
             [sys.executable, "-m", "pipeline.stages", str(work / "job.json")],

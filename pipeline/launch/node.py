@@ -17,8 +17,8 @@ from types import FrameType
 
 from pipeline.launch import muster
 from pipeline.runner.execute import die_with, step_environment
-from pipeline.runner.threads import thread_count
 from pipeline.stages.ending import INTERRUPTED
+from pipeline.threads import thread_count
 from pipeline.toolchains import Toolchain
 
 POLL_S = 0.5

@@ -25,6 +25,7 @@ from pipeline.runner.reasons import disk_full, failure, oom_kills
 from pipeline.stages.ending import DISK_FULL
 from pipeline.stages.step import write_json
 from pipeline.surroundings import settled
+from pipeline.threads import thread_environment
 from pipeline.toolchains import ROOT, Toolchain
 
 POLL_S = 0.05
@@ -131,9 +132,7 @@ def step_environment(toolchain: Toolchain, threads: int, work: Path | None = Non
         "PYTHONPATH": str(ROOT),
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "RAYON_NUM_THREADS": str(threads),
+        **thread_environment(threads),
         "TOKENIZERS_PARALLELISM": "true",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -23,8 +23,8 @@ from pipeline.runner.inputs import Input
 from pipeline.runner.lease import Lease
 from pipeline.runner.provenance import changes_since, provenance
 from pipeline.runner.store import Artifact, Store, damage, read_artifact
-from pipeline.runner.threads import thread_count
 from pipeline.runner.tracked import tracked
+from pipeline.threads import thread_count
 from pipeline.toolchains import Toolchain
 
 SERVER = "server"  # the lease of a live stage: one server a recipe, whatever its settings

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline import schema  # noqa: E402
 from pipeline.stages.step import Step  # noqa: E402
+from pipeline.threads import thread_environment  # noqa: E402
 
 SECTIONS = (
     "curate",
@@ -97,7 +98,7 @@ def start(job: Path, **environment: str) -> subprocess.Popen[str]:
         env={
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "2",
+            **thread_environment(2),
             "HF_HUB_OFFLINE": "1",
             **environment,
         },

@@ -24,6 +24,7 @@ from pipeline import places
 from pipeline.serving import processes
 from pipeline.serving.server import ServerRecord, probe
 from pipeline.surroundings import settled
+from pipeline.threads import thread_environment
 
 EXIT_TIMEOUT_S = 3  # how long a stopping server waits for answers under way
 ERROR_LINE = re.compile(r"E\d{4} ")  # Triton's log: severity, month and day
@@ -202,7 +203,7 @@ def environment(threads: int, folder: Path) -> dict[str, str]:
         "PATH": f"{Path(sys.executable).parent}:{kept.get('PATH', '/usr/bin:/bin')}",
         "LD_LIBRARY_PATH": ":".join(part for part in libraries if part),
         "LIFECYCLE_THREADS": str(threads),
-        "OMP_NUM_THREADS": str(threads),
+        **thread_environment(threads),
     }
 
 
