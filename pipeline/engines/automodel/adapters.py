@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from pipeline import lora_targets
+from pipeline.stages.step import InputError
+
 WRAPPERS = ("module.", "_checkpoint_wrapped_module.")  # DDP's, and that of recomputed layers
 
 
@@ -25,6 +28,27 @@ def adapters(model: Any) -> Iterator[tuple[str, Any]]:
 def has_adapters(model: Any) -> bool:
     """Whether adapters are trained, and not the weights."""
     return any(True for _ in adapters(model))
+
+
+def require_targets(model: Any, targets: list[str], section: str) -> None:
+    """Raise :class:`InputError` for a target that no adapter of the model comes from, whatever its family.
+
+    What can be known of a Llama is refused with the recipe (:mod:`pipeline.lora_targets`).
+    """
+    adapted = [name for name, _ in adapters(model)]
+    for target in targets:
+        if not any(lora_targets.names(target, name) for name in adapted):
+            linear = sorted(
+                {
+                    name.rpartition(".")[2]
+                    for name, m in model.named_modules()
+                    if isinstance(m, torch.nn.Linear)
+                }
+            )
+            raise InputError(
+                f"{section}.lora.targets: {target!r} names no linear layer that can have an adapter; the model's are "
+                f"{', '.join(linear)}"
+            )
 
 
 @torch.no_grad()

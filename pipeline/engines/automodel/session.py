@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline import schema
 from pipeline.engines.automodel import packing, publish
+from pipeline.engines.automodel.adapters import require_targets
 from pipeline.engines.automodel.config import FLOATS, literal, recipe_config
 from pipeline.engines.automodel.cpu import keep_four_bit_gradients, make_cuda_calls_harmless
 from pipeline.engines.automodel.examples import Examples, run_order, spread
@@ -152,6 +153,8 @@ def train(step: Step, work: Run) -> dict[str, Any]:
     """This process's part of a run; every process of the group calls it."""
     recipe = build(step, work)
     recipe.setup()
+    if getattr(work.settings(step), "peft", "none") != "none":
+        require_targets(recipe.model_parts[0], work.settings(step).lora.targets, work.section)  # type: ignore[attr-defined]
     if recipe.step_scheduler.step < recipe.step_scheduler.max_steps:
         with _measured(step, recipe):
             recipe.run_train_validation_loop()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from pipeline.engines.automodel import examples, packing, tokenise
+from pipeline.engines.automodel.adapters import require_targets
 from pipeline.engines.automodel.linear_loss import block_size, linear_cross_entropy
 from pipeline.stages.models import merge_adapter
 from pipeline.stages.step import InputError
@@ -195,6 +196,21 @@ def test_targets_of_adapters_are_matched_as_automodel_does() -> None:
                 target,
                 path,
             )
+
+
+def test_a_target_that_no_layer_of_the_built_model_has_is_refused() -> None:
+    """For families whose layers are not known before the model is there."""
+
+    class Adapted(torch.nn.Linear):
+        lora_B, scale = None, 1.0
+
+    model = torch.nn.Module()
+    model.mixer = torch.nn.ModuleDict({"in_proj": Adapted(2, 2), "gate": torch.nn.Linear(2, 2)})
+    require_targets(model, ["in_proj", "*_proj", "mixer.*"], "train")
+    with pytest.raises(
+        InputError, match=r"train.lora.targets: 'q_proj' names no .*; the model's are gate, in_proj"
+    ):
+        require_targets(model, ["*_proj", "q_proj"], "train")
 
 
 def test_lora_trains_the_adapter_only_and_merges_as_peft_does(
