@@ -171,7 +171,7 @@ def trained(kind: str, model: str) -> tuple[Callable[[], float], str]:
     step = {"train": train, "evaluate": evaluate, "parity": parity}[kind]
     for _ in range(2):
         step()
-    return step, hashlib.sha256(seen[0].contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return step, hashlib.sha256(seen[0].reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def served(kind: str, model: str) -> tuple[Callable[[], float], str]:
