@@ -23,10 +23,12 @@ from pipeline import terminal
 from pipeline.gateway import app, connections, control, exposition, kserve_grpc
 from pipeline.gateway.addresses import bound
 from pipeline.gateway.health import Health
+from pipeline.gateway.keeping import Keeping
 from pipeline.gateway.keys import Keys
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.service import Service
 from pipeline.gateway.settings import Settings, SettingsError, check_pair, load
+from pipeline.gateway.shares import Shares
 from pipeline.gateway.upstream import Upstream
 from pipeline.gateway.versions import GRACE_S, Versions
 
@@ -52,7 +54,7 @@ def listener(settings: Settings, application: ASGIApp, **more: object) -> Server
         uvicorn.Config(
             application,
             loop="none",
-            http=connections.bounded(connections.room(settings.limits.max_requests)),
+            http=connections.bounded(settings.limits.max_requests),
             proxy_headers=False,  # whoever asks could write them
             ws="none",
             lifespan="off",
@@ -95,7 +97,7 @@ async def serve(settings: Settings) -> int:
     ]
     servers = [
         listener(settings, app.build(service, keys), **tls),
-        listener(settings, exposition.build(metrics, versions, upstream)),
+        listener(settings, exposition.build(settings, metrics, versions, upstream)),
     ]
     if settings.control is not None:
         cleared(Path(settings.control))
@@ -104,6 +106,11 @@ async def serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     rpc = await kserve_grpc.start(settings, service, keys)
+    most = connections.room(settings.limits.max_requests)
+    shares = Shares(settings.grpc_port, connections.share(most, settings.limits.max_requests))
+    aside = [asyncio.create_task(shares.watch())]
+    if settings.keeper:
+        aside.append(asyncio.create_task(Keeping(*settings.keeper).watch()))
     tasks = [
         asyncio.create_task(server.serve(sockets=at)) for server, at in zip(servers, sockets, strict=False)
     ]
@@ -112,9 +119,11 @@ async def serve(settings: Settings) -> int:
         await owned(Path(settings.control))
     try:
         ended = asyncio.create_task(stopping.wait())
-        done, _ = await asyncio.wait([ended, watching, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([ended, watching, *aside, *tasks], return_when=asyncio.FIRST_COMPLETED)
         for each in done - {ended}:
             LOG.error("a part of the gateway ended by itself", exc_info=each.exception())
+        for each in aside:
+            each.cancel()
         versions.closing = True
         deadline = asyncio.get_running_loop().time() + settings.limits.drain_s
         while versions.under_way() and asyncio.get_running_loop().time() < deadline:
@@ -122,11 +131,12 @@ async def serve(settings: Settings) -> int:
         versions.give_up("the gateway is shutting down")
         return 0 if ended in done else 1
     finally:
-        watching.cancel()
+        for each in (watching, *aside):
+            each.cancel()
         await rpc.stop(grace=1.0)
         for server in servers:
             server.should_exit = True
-        await asyncio.gather(*tasks, watching, return_exceptions=True)
+        await asyncio.gather(*tasks, watching, *aside, return_exceptions=True)
         await upstream.close()
 
 
@@ -161,6 +171,7 @@ def main(words: list[str]) -> int:
         log_to(settings.log)
         if settings.tls_certificate and settings.tls_key:
             check_pair(settings.tls_certificate, settings.tls_key)
+        connections.take_files()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(serve(settings))
     except SettingsError as error:

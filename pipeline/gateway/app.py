@@ -7,13 +7,14 @@ import asyncio
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import pipeline
 from pipeline import strict_json
-from pipeline.gateway import kserve, openai
+from pipeline.gateway import browsers, kserve, openai
 from pipeline.gateway.asks import Caller
 from pipeline.gateway.errors import GatewayError, invalid, too_large
 from pipeline.gateway.keys import Keys, authorised
@@ -22,6 +23,7 @@ from pipeline.gateway.replies import CLIENT_GONE
 from pipeline.gateway.service import Service
 from pipeline.gateway.settings import Limits
 
+MOST_DIGITS = 18  # of a length; Python refuses to read a number of thousands
 OPEN = ("/health", "/ready", "/v2/health/live", "/v2/health/ready")  # without a key
 
 
@@ -49,7 +51,7 @@ def build(service: Service, keys: Keys | None) -> ASGIApp:
         return kserve.readiness(service)
 
     handle_errors(app)
-    return Door(app, service, keys)
+    return Entrance(Door(app, service, keys), service)
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -60,8 +62,37 @@ def handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _gone)
 
 
+class Entrance:
+    """Lets in what is meant for us, and no web page but those that are named; see :mod:`.browsers`."""
+
+    def __init__(self, door: ASGIApp, service: Service) -> None:
+        settings = service.settings
+        self.service, self.origins = service, settings.cors_origins
+        self.names = browsers.Names(settings.host, settings.hosts, open_to_all=settings.keys_file is None)
+        self.door = door
+        if self.origins:
+            self.door = CORSMiddleware(
+                door,
+                allow_origins=self.origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                allow_private_network=True,
+                expose_headers=["Retry-After"],
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self.names.check(scope)
+                browsers.check_origin(scope, self.origins)
+            except GatewayError as error:
+                await _refuse(self.service, error, scope, receive, send)
+                return
+        await self.door(scope, receive, send)
+
+
 class Door:
-    """Lets requests in that have a key and are not too large."""
+    """Lets requests in that have a key, hold JSON and are not too large."""
 
     def __init__(self, app: ASGIApp, service: Service, keys: Keys | None) -> None:
         self.app, self.service, self.keys = app, service, keys
@@ -73,14 +104,13 @@ class Door:
         headers = dict(scope["headers"])
         try:
             scope["state"]["caller"] = self._caller(scope, headers)
+            browsers.check_type(scope)
             limits = self.service.settings.limits
             length = headers.get(b"content-length", b"0")
-            if not length.isdigit() or int(length) > limits.max_body_bytes:
+            if not length.isdigit() or len(length) > MOST_DIGITS or int(length) > limits.max_body_bytes:
                 raise too_large(limits.max_body_bytes)
         except GatewayError as error:
-            response = _told(self.service.metrics, scope["path"], error)
-            response.headers["Connection"] = "close"  # the body has not been read
-            await response(scope, receive, send)
+            await _refuse(self.service, error, scope, receive, send)
             return
         await self.app(scope, Body(receive, limits), send)
 
@@ -111,6 +141,13 @@ class Body:
         if self._bytes > self._limits.max_body_bytes:
             raise too_large(self._limits.max_body_bytes)
         return message
+
+
+async def _refuse(service: Service, error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request with an error before its body is read."""
+    response = _told(service.metrics, scope["path"], error)
+    response.headers["Connection"] = "close"
+    await response(scope, receive, send)
 
 
 def _told(metrics: Metrics, path: str, error: GatewayError) -> Response:

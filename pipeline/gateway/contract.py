@@ -102,7 +102,7 @@ def _scalar(name: str, value: Any) -> Any:
             raise invalid(f"{name} is {value}, which is no {kind}", name)
         return value
     if kind == "FP32" and isinstance(value, int | float) and not isinstance(value, bool):
-        if not (math.isfinite(value) and abs(value) <= LARGEST_FP32):
+        if not abs(value) <= LARGEST_FP32:  # nor NaN; an integer may be too large to become a float
             raise invalid(f"{name} is {value}, which is no {kind}", name)
         return value
     raise invalid(f"{name} must be {SHOWN[kind]}", name)

@@ -10,7 +10,6 @@ A UNIX socket that its owner alone may open; never on the network.  JSON in and 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -41,17 +40,21 @@ def build(versions: Versions, health: Health) -> Starlette:
         try:
             version = Version(version_of(json.loads(await request.body()), "the version"))
             await health.admit(version)
-        except (ValueError, GatewayError) as error:
+        except (ValueError, RecursionError, GatewayError) as error:
             return JSONResponse({"error": str(error)}, 400)
         before = versions.current
         health.switch(version)
         return JSONResponse({"previous": before.state() if before else None})
 
     async def give_up(request: Request) -> JSONResponse:
-        wanted: dict[str, Any] = json.loads(await request.body())
+        try:
+            wanted = json.loads(await request.body())
+            address, why = str(wanted["address"]), str(wanted["why"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 400)
         for version in versions.leaving:
-            if version.settings.address == wanted["address"]:
-                version.give_up(wanted["why"])
+            if version.settings.address == address:
+                version.give_up(why)
         return JSONResponse({})
 
     return Starlette(

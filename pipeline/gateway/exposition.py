@@ -7,15 +7,18 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pipeline.gateway.browsers import Names, check_origin
 from pipeline.gateway.errors import GatewayError
 from pipeline.gateway.metrics import Metrics
+from pipeline.gateway.settings import Settings
 from pipeline.gateway.upstream import Upstream
 from pipeline.gateway.versions import Versions
 
 
-def build(metrics: Metrics, versions: Versions, upstream: Upstream) -> Starlette:
-    """``/metrics`` and ``/metrics/triton``, as Prometheus reads them."""
+def build(settings: Settings, metrics: Metrics, versions: Versions, upstream: Upstream) -> ASGIApp:
+    """``/metrics`` and ``/metrics/triton``, as Prometheus reads them; web pages do not."""
 
     async def of_triton(request: Request) -> PlainTextResponse:
         if versions.current is None:
@@ -25,6 +28,20 @@ def build(metrics: Metrics, versions: Versions, upstream: Upstream) -> Starlette
         except GatewayError as error:
             return PlainTextResponse(error.message, error.status)
 
-    return Starlette(
+    app = Starlette(
         routes=[Route("/metrics/triton", of_triton), Mount("/metrics", make_asgi_app(metrics.registry))]
     )
+    names = Names(settings.metrics_host, settings.hosts, open_to_all=False)
+
+    async def entrance(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                names.check(scope)
+                check_origin(scope, ())
+            except GatewayError as error:
+                metrics.refused(error)
+                await PlainTextResponse(error.message, error.status)(scope, receive, send)
+                return
+        await app(scope, receive, send)
+
+    return entrance

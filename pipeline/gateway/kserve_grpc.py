@@ -50,6 +50,10 @@ CONTENTS = {
 # Of a request's parameters these two change nothing here; any other would be ignored silently.
 PARAMETERS = ("triton_enable_empty_final_response", "binary_data_output")
 PENDING = 64  # requests of one stream that may be under way
+HANDSHAKE_MS = 10_000  # for a connection to become one
+IDLE_MS = 60_000  # a connection without a call is ended; clients connect anew by themselves
+ALIVE_EVERY_MS, ALIVE_WITHIN_MS = 30_000, 10_000  # whether the other end is still there
+STREAM_IDLE_S = 300.0  # a stream on which nothing is asked and nothing is under way is ended
 
 
 class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
@@ -57,6 +61,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, service: Service, keys: Keys | None) -> None:
         self.service, self.keys = service, keys
+        self.stream_idle_s = STREAM_IDLE_S
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
         return service_pb2.ServerLiveResponse(live=True)
@@ -99,13 +104,16 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         caller = await self._caller(context)
         ready: asyncio.Queue[Any] = asyncio.Queue(maxsize=PENDING)
         room = asyncio.Semaphore(PENDING)
+        under_way: set[int] = set()
 
         async def one(request: Any) -> None:
+            under_way.add(id(request))
             try:
                 async with aclosing(self._answered(request, caller)) as answers:
                     async for each in answers:
                         await ready.put(each)
             finally:
+                under_way.discard(id(request))
                 room.release()
 
         async def all_of_them() -> None:
@@ -122,9 +130,21 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
                 end = error
             await ready.put(end)
 
+        async def coming() -> Any:
+            while True:
+                try:
+                    async with asyncio.timeout(self.stream_idle_s):
+                        return await ready.get()
+                except TimeoutError:
+                    if not under_way and ready.empty():
+                        await context.abort(
+                            grpc.StatusCode.CANCELLED,
+                            f"nothing was asked on this stream for {self.stream_idle_s:g} s; open another",
+                        )
+
         working = asyncio.create_task(told())
         try:
-            while (answer := await ready.get()) is not None:
+            while (answer := await coming()) is not None:
                 if isinstance(answer, Exception):
                     raise answer
                 yield answer
@@ -175,6 +195,11 @@ async def start(settings: Settings, service: Service, keys: Keys | None) -> grpc
             ("grpc.so_reuseport", 0),
             ("grpc.max_concurrent_streams", settings.limits.max_requests),
             ("grpc.max_allowed_incoming_connections", room(settings.limits.max_requests)),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+            ("grpc.max_connection_idle_ms", IDLE_MS),
+            ("grpc.keepalive_time_ms", ALIVE_EVERY_MS),
+            ("grpc.keepalive_timeout_ms", ALIVE_WITHIN_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
         ]
     )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(service, keys), server)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import json
+import re
 import ssl
 import types
 import typing
@@ -17,6 +18,11 @@ from pipeline.gateway.addresses import bare
 # What Triton is sent at most.  The one in nvidia-pytriton 0.7.0 (24.10) answers 2 MiB and dies of 4 MiB, on a request
 # as good as any (2026-11-22).
 LARGEST_BODY = 2 * 1024 * 1024
+
+
+ANY = "*"
+HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+")
 
 
 class SettingsError(ValueError):
@@ -64,10 +70,17 @@ class Settings:
     control: str | None = None
     keys_file: str | None = None  # one API key a line, "name: key"; see :mod:`.keys`
     insecure: bool = False  # listen beyond loopback without API keys
+    hosts: list[str] = field(
+        default_factory=list
+    )  # names of this gateway besides loopback's; see :mod:`.browsers`
+    cors_origins: list[str] = field(default_factory=list)  # of web pages that may ask
     tls_certificate: str | None = None
     tls_key: str | None = None
     probe_every_s: float = 2.0  # a version that nobody asks is asked for a token so often
     probe_timeout_s: float = 10.0
+    keeper: list[str] = field(
+        default_factory=list
+    )  # Python of its toolchain and the record; see :mod:`.keeping`
     log: str | None = None  # a file that is begun anew when it is full (None: standard output)
     log_requests: bool = (
         True  # protocol, model, caller, outcome, times and token counts; never prompts or answers
@@ -108,6 +121,18 @@ def check(settings: Settings) -> None:
     """Raise :class:`SettingsError` for what must not be."""
     if settings.version is not None:
         version_of(dataclasses.asdict(settings.version), "version")
+    if len(settings.keeper) not in (0, 2):
+        raise SettingsError(
+            "keeper must be empty, or the Python of its toolchain and the record of what runs"
+        )
+    for origin in settings.cors_origins:
+        if origin not in (ANY, "null") and not ORIGIN.fullmatch(origin):
+            raise SettingsError(
+                f"cors_origins: {origin!r} is no origin; one is scheme, host and port alone: https://chat.example.org"
+            )
+    for host in settings.hosts:
+        if host != ANY and not HOST.fullmatch(host):
+            raise SettingsError(f"hosts: {host!r} is no host name; one has no scheme, port or path")
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise SettingsError("tls_certificate and tls_key belong together; one of them is missing")
     if not is_loopback(settings.host) and not settings.keys_file and not settings.insecure:
@@ -175,6 +200,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return _made(option, value, where)
         if typing.get_origin(option) is dict and isinstance(value, dict):
             return value
+        if typing.get_origin(option) is list and isinstance(value, list):
+            return [_value(typing.get_args(option)[0], each, where) for each in value]
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if isinstance(option, type) and type(value) is option:

@@ -1,7 +1,8 @@
 """What no recipe's latest chain needs any more, and taking it away.
 
-Needed is: what a ``latest`` link leads to and everything it rests on, what a live server
-serves, and what a step at work reads.  A server or a step on another machine that shares
+Needed is: what a ``latest`` link leads to and everything it rests on (of a stage whose link is
+broken or leads to what cannot be read, all that is whole), what a live server serves, and what
+a step at work reads.  A server or a step on another machine that shares
 the disk counts as live, since from here nothing proves the contrary.  Interrupted work
 and quarantine are only touched when asked for by name.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from pipeline.record.history import ORDER, history, recipes_in
 from pipeline.runner.lease import attempts, live_holder
-from pipeline.runner.store import QUARANTINE, Store, read_artifact
+from pipeline.runner.store import QUARANTINE, Artifact, Store, read_artifact
 from pipeline.serving import service
 
 TRASH = ".trash-"
@@ -57,10 +58,10 @@ def needed(runs: Path) -> set[Path]:
     keep: set[Path] = set()
     for store in recipes_in(runs):
         for path in _roots(store):
-            artifact = read_artifact(path)
+            artifact = _readable(path)
             keep.add(path)
             if artifact:
-                keep |= {each.path.resolve() for each in history(artifact).artifacts}
+                keep |= _rests_on(artifact, store)
     return keep
 
 
@@ -91,8 +92,10 @@ def remove(items: list[Unneeded], runs: Path) -> int:
 def _roots(store: Store) -> Iterator[Path]:
     for stage in ORDER:
         folder = store.stage_folder(stage)
-        if (folder / "latest").exists():
-            yield (folder / "latest").resolve()
+        latest = Path(os.path.realpath(folder / "latest"))  # also of a link to itself
+        yield latest
+        if _readable(latest) is None:  # nobody knows which it was, and there may be one alone
+            yield from (path.resolve() for path in store.artifacts(stage) if _readable(path))
         for work in attempts(folder):
             if live_holder(work):
                 yield from _read_by(work)
@@ -100,6 +103,21 @@ def _roots(store: Store) -> Iterator[Path]:
     if record is not None:
         yield Path(record.export).resolve()
         yield from (Path(each.export).resolve() for each in record.previous)
+
+
+def _rests_on(artifact: Artifact, store: Store) -> set[Path]:
+    """The folders of an artifact and all before it; of all of the recipe, where one of them cannot be read now."""
+    try:
+        return {each.path.resolve() for each in history(artifact).artifacts}
+    except OSError:
+        return {path.resolve() for stage in ORDER for path in store.artifacts(stage)}
+
+
+def _readable(path: Path) -> Artifact | None:
+    try:
+        return read_artifact(path)
+    except OSError:
+        return None
 
 
 def _read_by(work: Path) -> Iterator[Path]:

@@ -173,6 +173,17 @@ class Deploy:
         None, "file with one API key a line, 'name: key'; clients must bring one", identity=False
     )
     insecure: bool = setting(False, "listen beyond loopback without API keys", identity=False)
+    hosts: list[str] = setting(
+        [],
+        "names that clients may call the gateway by, besides localhost and addresses (['*']: any); needed on loopback, "
+        "and wherever there are no keys",
+        identity=False,
+    )
+    cors_origins: list[str] = setting(
+        [],
+        "origins of web pages that may ask, e.g. https://chat.example.org; none may otherwise",
+        identity=False,
+    )
     tls_certificate: str | None = setting(None, "file with the certificate chain (PEM)", identity=False)
     tls_key: str | None = setting(None, "file with the certificate's key (PEM)", identity=False)
     probe_every_s: float = setting(

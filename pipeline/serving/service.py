@@ -147,6 +147,8 @@ def settings_of(deploy: schema.Deploy) -> Settings:
         grpc_port=deploy.grpc_port,
         metrics_port=deploy.metrics_port,
         insecure=deploy.insecure,
+        hosts=deploy.hosts,
+        cors_origins=deploy.cors_origins,
         probe_every_s=deploy.probe_every_s,
         probe_timeout_s=deploy.probe_timeout_s,
         limits=Limits(**dataclasses.asdict(deploy.limits)),
@@ -165,7 +167,7 @@ def changed(gateway: Gateway, deploy: schema.Deploy) -> list[str]:
     wanted = dataclasses.asdict(settings_of(deploy))
     return sorted(
         f"deploy.{name}"
-        for name in {*found, *wanted} - {"control", "log", "version"}
+        for name in {*found, *wanted} - {"control", "keeper", "log", "version"}
         if found.get(name) != wanted.get(name)
     )
 
@@ -270,6 +272,15 @@ def stop_gateway(gateway: Gateway) -> str | None:
     return how
 
 
+def kill_gateway(gateway: Gateway) -> None:
+    """End a gateway that answers nobody, and what it may have under way with it."""
+    if gateway_runs(gateway):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(gateway.process.pid, signal.SIGKILL)
+    _end(gateway.process, GATEWAY)
+    forget(gateway)
+
+
 def forget(gateway: Gateway) -> None:
     """Remove the control socket that a gateway which is gone has left."""
     with contextlib.suppress(OSError):
@@ -310,6 +321,7 @@ def _end(mark: Mark, module: str, wait_s: float = TERM_WAIT_S) -> str | None:
     for number, wait in ((signal.SIGTERM, wait_s), (signal.SIGKILL, KILL_WAIT_S)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(mark.pid, number)
+            os.kill(mark.pid, signal.SIGCONT)  # a stopped process hears of SIGTERM only once it goes on
         deadline = time.monotonic() + wait
         while _module_runs(mark, module):
             if time.monotonic() > deadline:

@@ -36,9 +36,8 @@ def ask(record: Served, **body: Any) -> dict[str, Any]:
     """One answer of the generate endpoint; the error's text under "error" where refused."""
     url = f"http://{record.address}/v2/models/{record.model_name}/generate"
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, json.dumps(body).encode()), timeout=30
-        ) as answer:
+        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return dict(json.load(answer))
     except urllib.error.HTTPError as error:
         return dict(json.load(error))

@@ -318,7 +318,7 @@ def test_the_schema_knows_every_setting_of_the_gateway_but_those_of_the_chart() 
     known = schema["properties"]["gateway"]["properties"]["settings"]["properties"]
     of_the_chart = {
         "host", "http_port", "grpc_port", "metrics_port", "metrics_host", "keys_file", "tls_certificate", "tls_key",
-        "version", "insecure", "control", "log",
+        "version", "insecure", "control", "log", "keeper",
     }  # fmt: skip
     assert set(known) == set(gateway.Settings.__dataclass_fields__) - of_the_chart
     assert set(known["limits"]["properties"]) == set(gateway.Limits.__dataclass_fields__)

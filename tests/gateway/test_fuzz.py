@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,62 @@ def the_model_is_as_before(fuzzed: Started, answer: str) -> Any:
     metrics = fuzzed.metrics()
     assert 'lifecycle_requests_running{model="assistant"} 0.0' in metrics
     assert 'outcome="failed"' not in metrics
+
+
+NUMBERS = [name for name, kind in INPUTS.items() if kind in ("INT32", "INT64", "FP32")]
+HUGE = [
+    "1" + "0" * 400,
+    "-1" + "0" * 400,
+    "9" * 5000,
+    "1e999",
+    "-1e999",
+    str(2**63),
+    str(2**64),
+    "NaN",
+    "Infinity",
+]
+
+
+@pytest.mark.parametrize("number", HUGE, ids=lambda number: number[:12])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_huge_number_is_the_askers_mistake_in_every_field(fuzzed: Started, name: str, number: str) -> None:
+    """It was status 500, and an alert."""
+    body = f'{{"text_input": "a", "max_tokens": 2, "{name}": {number}}}'
+    if name == "max_tokens":
+        body = f'{{"text_input": "a", "max_tokens": {number}}}'
+    assert post(fuzzed, "generate", body).status_code == 400
+    tensor = f'{{"name": "{name}", "datatype": "{INPUTS[name]}", "shape": [1], "data": [{number}]}}'
+    assert post(fuzzed, "infer", f'{{"inputs": [{tensor}]}}').status_code == 400
+    shape = f'{{"name": "{name}", "datatype": "{INPUTS[name]}", "shape": [{number}], "data": [1]}}'
+    assert post(fuzzed, "infer", f'{{"inputs": [{shape}]}}').status_code == 400
+
+
+@pytest.mark.parametrize("number", HUGE, ids=lambda number: number[:12])
+def test_a_huge_number_is_the_askers_mistake_in_every_field_of_openais(fuzzed: Started, number: str) -> None:
+    turn = '"model": "assistant", "messages": [{"role": "user", "content": "a"}]'
+    for name in (
+        "temperature", "top_p", "top_k", "n", "seed", "max_tokens", "max_completion_tokens", "min_tokens", "presence_penalty",
+        "frequency_penalty", "repetition_penalty", "top_logprobs", "user", "stream", "stop", "logit_bias",
+    ):  # fmt: skip
+        for url, text in (("chat/completions", turn), ("completions", '"model": "assistant", "prompt": "a"')):
+            found = requests.post(
+                f"{fuzzed.url}/v1/{url}",
+                data=f'{{{text}, "{name}": {number}}}',
+                headers={"Content-Type": "application/json"},
+                timeout=WITHIN_S,
+            )
+            assert found.status_code == 400, (name, found.text[:200])
+
+
+@pytest.mark.parametrize("length", ["9" * 30, "9" * 5000, "-1", "1e3", "+5", "5, 5", "0x5"])
+def test_a_length_that_is_no_number_or_a_huge_one_is_refused(fuzzed: Started, length: str) -> None:
+    with socket.create_connection(
+        ("127.0.0.1", fuzzed.settings["http_port"]), timeout=WITHIN_S
+    ) as connection:
+        head = "POST /v2/models/assistant/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {length}\r\n\r\n{{}}".encode())
+        answer = connection.recv(65536)
+    assert answer[:13] in (b"HTTP/1.1 400 ", b"HTTP/1.1 413 ", b""), answer[:200]
 
 
 def post(gateway: Started, path: str, data: Any, kind: str = "application/json") -> requests.Response:

@@ -249,6 +249,38 @@ def test_gc_never_touches_what_a_step_at_work_reads(runs: Path) -> None:
     held.close()
 
 
+@pytest.mark.parametrize(
+    "harm", ["missing", "broken", "loop", "no manifest", "torn manifest", "locked manifest"]
+)
+@pytest.mark.parametrize("stage", ["curate", "train", "export"])
+def test_gc_never_takes_what_is_whole_of_a_stage_whose_latest_cannot_be_read(
+    runs: Path, stage: str, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(runs, "small")
+    link = store.stage_folder(stage) / "latest"
+    newest = link.resolve()
+    if harm in ("missing", "broken", "loop"):
+        link.unlink()
+        if harm != "missing":
+            link.symlink_to("latest" if harm == "loop" else "f" * 12)
+    elif harm == "no manifest":
+        (newest / "manifest.json").unlink()
+    elif harm == "torn manifest":
+        (newest / "manifest.json").write_text('{"stage": ')
+    else:
+        whole = Path.read_text
+
+        def locked(path: Path, *arguments: object, **more: object) -> str:
+            if path == newest / "manifest.json":
+                raise PermissionError(13, "Permission denied", str(path))
+            return whole(path, *arguments, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Path, "read_text", locked)
+    before = set(store.artifacts(stage))
+    remove(unneeded(runs), runs)
+    assert set(store.artifacts(stage)) == before
+
+
 def test_gc_takes_interrupted_work_and_quarantine_only_by_name(runs: Path) -> None:
     store = Store(runs, "small")
     remove(unneeded(runs), runs)

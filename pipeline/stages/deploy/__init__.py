@@ -19,11 +19,9 @@ from pathlib import Path
 from pipeline import schema, strict_json
 from pipeline.gateway.addresses import authority, host_of
 from pipeline.gateway.settings import is_loopback, load
-from pipeline.serving import control, server, service
-from pipeline.serving.processes import Mark
+from pipeline.serving import control, keeping, server, service
 from pipeline.serving.targets import IMAGES
 from pipeline.stages.deploy import gateway, ports, probes, replace, triton, versions
-from pipeline.stages.deploy.background import begin
 from pipeline.stages.step import InputError, Step, write_json
 from pipeline.surroundings import proxied
 
@@ -175,9 +173,7 @@ def _keep(path: Path) -> None:
     """Have a keeper where there is something to keep."""
     record = service.read(path)
     if record is not None and not service.keeper_runs(record):
-        log = service.folder_of(path) / "keeper.log"
-        process = begin(Path(sys.executable), service.KEEPER, path, log)
-        service.write(path, dataclasses.replace(record, keeper=Mark.of(process.pid)))
+        keeping.start(Path(sys.executable), path, record)
 
 
 def _previous(before: service.Service | None, export: versions.Export) -> list[service.Earlier]:

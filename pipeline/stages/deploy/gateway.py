@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from pipeline import places, schema, strict_json
 from pipeline.gateway import keys
 from pipeline.gateway import settings as own
 from pipeline.serving import control, service
+from pipeline.serving.background import begin
 from pipeline.serving.processes import Mark
-from pipeline.stages.deploy.background import begin
 from pipeline.stages.step import InputError
 from pipeline.toolchains import Toolchain
 
@@ -48,7 +49,8 @@ def start(folder: Path, wanted: own.Settings) -> service.Gateway:
     # A folder of runs, and a TMPDIR, may have a longer path than a socket can.
     socket = str(places.socket_folder("gateway-") / "control.sock")
     file, log = folder / "gateway.json", folder / "gateway.log"
-    wanted = dataclasses.replace(wanted, control=socket, log=str(log))
+    kept = [sys.executable, str(folder.with_suffix(".json"))]
+    wanted = dataclasses.replace(wanted, control=socket, log=str(log), keeper=kept)
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(strict_json.dumps(dataclasses.asdict(wanted), indent=2) + "\n", encoding="utf-8")
     process = begin(toolchain.python, service.GATEWAY, file, log)

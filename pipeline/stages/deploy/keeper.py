@@ -21,6 +21,7 @@ from pipeline.stages.deploy import gateway, replace, versions
 
 LOOKS_EVERY_S = 1.0
 LONGEST_PAUSE_S = 60.0
+GATEWAY_S, GATEWAY_LOOKS = 5.0, 3  # for the gateway to say what it knows, and how often it may fail to
 
 
 def main(path: Path) -> int:
@@ -52,13 +53,14 @@ def main(path: Path) -> int:
 
 def mend(path: Path, found: service.Service) -> str:
     """Start anew what is not there; returns what was done, empty where all is well."""
-    if not service.gateway_runs(found.gateway):
+    why = _fault_of_gateway(found.gateway)
+    if why:
+        service.kill_gateway(found.gateway)
         wanted = load(Path(found.gateway.settings))
         made = gateway.start(service.folder_of(path), dataclasses.replace(wanted, control=None))
-        service.forget(found.gateway)
         found = dataclasses.replace(found, gateway=made)
         service.write(path, found)
-        _say(f"the gateway was gone and has been started anew (process {made.process.pid})")
+        _say(f"the gateway {why} and has been started anew (process {made.process.pid})")
     why = _fault(found)
     if not why:
         return ""
@@ -87,6 +89,21 @@ def mend(path: Path, found: service.Service) -> str:
         drain_s = load(Path(found.gateway.settings)).limits.drain_s
         replace.drain(found.gateway, found.version, drain_s, _say)
     return f"the model answers again, after {seconds:.1f} s for its first answer (process {record.pid})"
+
+
+def _fault_of_gateway(gateway: service.Gateway) -> str:
+    """Why the gateway has to be started anew: it is gone, or does not answer at several looks (it has stopped, or hangs)."""
+    if not service.gateway_runs(gateway):
+        return "was gone"
+    for look in range(GATEWAY_LOOKS):
+        try:
+            control.state(gateway.control, timeout=GATEWAY_S)
+        except control.ControlError:
+            if look + 1 < GATEWAY_LOOKS:
+                time.sleep(LOOKS_EVERY_S)
+        else:
+            return ""
+    return "did not answer"
 
 
 def _fault(found: service.Service) -> str:
