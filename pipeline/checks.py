@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from pipeline import attributes, curation, schema, training_checks
+from pipeline.documents import encoding_fault
 from pipeline.gateway.settings import is_loopback
 from pipeline.launch.checks import site_faults
 from pipeline.serving.repository import BEHIND, argument_faults, owned
@@ -181,6 +182,8 @@ def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:
             yield f"curate.sources.{index}.path", f"a {source.kind} source needs a path"
         if source.kind == "python-docs" and source.path:
             yield f"curate.sources.{index}.path", "a python-docs source has packages, not a path"
+        if wrong := encoding_fault(source):
+            yield f"curate.sources.{index}.encoding", wrong
     weighed = [source.weight is not None for source in curate.sources]
     if any(weighed) and not all(weighed):
         index = weighed.index(False)

@@ -70,7 +70,7 @@ ASKED = "evaluate.attributes"  # what the chat template of a fine-tuned model as
 STAGES: tuple[Stage, ...] = (
     Stage(
         name="curate",
-        version=4,
+        version=5,
         toolchain="core",
         sections=("curate", "model.vocab_size", "model.context"),
         uses_documents=True,

@@ -53,7 +53,7 @@ def render_data_card(card: dict[str, Any]) -> str:
     return _template().render(
         **{name: str(card.get(name) or "") for name in ("recipe", "preset", "identity")},
         **{name: _part(card, name) for name in ("documents", "redactions", "splits")},
-        **{name: list(_flat(_part(card, name))) for name in ("instructions", "preferences")},
+        **{name: list(_flat(_part(card, name))) for name in ("left_out", "instructions", "preferences")},
         dropped=_dropped(documents),
         tokens=sum(_count(each, "tokens") for each in _part(card, "splits").values()),
         problems=_problems(documents, stages),

@@ -17,13 +17,30 @@ class Source:
     kind: str = setting(
         "jsonl",
         "what it is",
-        choices=("python-docs", "jsonl", "parquet", "text", "html", "warc", "wet", "wikipedia", "dataset"),
+        choices=(
+            "python-docs",
+            "jsonl",
+            "json",
+            "csv",
+            "parquet",
+            "text",
+            "html",
+            "warc",
+            "wet",
+            "wikipedia",
+            "dataset",
+        ),
     )
     path: str | None = setting(
         None,
-        "a file, a folder or an fsspec address (https://, s3://); jsonl: *.jsonl, *.ndjson, plain, .gz or .zst; "
-        "parquet: *.parquet; text: *.txt, *.md, *.rst; html: *.html, *.htm; warc, wet: Common Crawl archives; "
-        "wikipedia: *.xml.bz2; dataset: a Hugging Face dataset saved on disk",
+        "a file, a folder or an fsspec address (https://, s3://); jsonl: *.jsonl, *.ndjson; json: *.json, an array "
+        "of objects; csv: *.csv, *.tsv with a row of names; text: *.txt, *.md, *.rst; html: *.html, *.htm; warc, wet: "
+        "Common Crawl archives; wikipedia: *.xml; all of these plain, .gz, .zst or .bz2; parquet: *.parquet; "
+        "dataset: a Hugging Face dataset saved on disk",
+    )
+    encoding: str | None = setting(
+        None,
+        "json, csv, text, html: the character set of files that do not say theirs, e.g. cp1252 (null: UTF-8)",
     )
     packages: list[str] = setting(
         [], "python-docs: import packages to read; 'stdlib' is the standard library"
@@ -35,17 +52,19 @@ class Source:
         "share of this source in the training tokens, relative to the others'; all sources or none",
         gt=0,
     )
-    text_field: str = setting("text", "jsonl, parquet, dataset: the field that holds the text")
-    title_field: str = setting("title", "jsonl, parquet, dataset: the field with the document's name, if any")
+    text_field: str = setting("text", "json, csv, parquet, dataset: the field that holds the text")
+    title_field: str = setting(
+        "title", "json, csv, parquet, dataset: the field with the document's name, if any"
+    )
     id_field: str | None = setting(
         None,
-        "jsonl, parquet, dataset: a field with an id of each document; it must be unique (null: file and line)",
+        "json, csv, parquet, dataset: a field with an id of each document; it must be unique (null: file and line)",
     )
     score_field: str | None = setting(
-        None, "jsonl, parquet, dataset: a numeric field for the 'best-score' policy of duplicates"
+        None, "json, csv, parquet, dataset: a numeric field for the 'best-score' policy of duplicates"
     )
     embedding_field: str | None = setting(
-        None, "jsonl, parquet, dataset: a list of numbers to tell semantic duplicates by"
+        None, "json, csv, parquet, dataset: a list of numbers to tell semantic duplicates by"
     )
     extractor: str = setting(
         "justext",
@@ -217,7 +236,8 @@ class Scored:
     """Preference pairs built from answers that a reward model or a judge has scored."""
 
     path: str | None = setting(
-        None, "a JSONL file of {'prompt', 'response', 'score'} or {'prompt', 'responses', 'scores'}"
+        None,
+        "a file of {'prompt', 'response', 'score'} or {'prompt', 'responses', 'scores'}, in the same forms",
     )
     policy: str = setting(
         "best-worst",
@@ -251,19 +271,24 @@ class Curate:
     redact: Redact = field(default_factory=Redact)
     decontaminate: Decontaminate = field(default_factory=Decontaminate)
     instructions: str | None = setting(
-        None, "a JSONL file of ready chat examples (messages, ShareGPT, Alpaca, prompt and completion) to add"
+        None,
+        "a file of ready chat examples to add (messages, ShareGPT, Alpaca, prompt and completion): JSONL, a JSON "
+        "array, CSV, TSV or Parquet",
     )
     preferences: str | None = setting(
-        None, "a JSONL file of ready pairs ({'prompt', 'chosen', 'rejected'}, texts or turns) to add"
+        None,
+        "a file of ready pairs to add ({'prompt', 'chosen', 'rejected'}, texts or turns), in the same forms",
     )
     synthetic: Synthetic = field(default_factory=Synthetic)
     prompts: Prompts = field(default_factory=Prompts)
     scored: Scored = field(default_factory=Scored)
     chat_tokens: int = setting(
-        0, "a chat or pair of the user's with more tokens is unusable (0: model.context)", ge=0
+        0,
+        "a chat or pair of the user's with more tokens is unusable (0: none is; train.too_long decides)",
+        ge=0,
     )
     pairs: bool = setting(True, "make instruction and preference pairs from titled documents")
-    max_characters: int = setting(500, "a pre-training document is cut to this length (0: never)", ge=0)
+    max_characters: int = setting(0, "a pre-training document is cut to this length (0: never)", ge=0)
     validation_share: float = setting(0.03, "share of documents held out for validation", ge=0, le=0.5)
     test_share: float = setting(0.07, "share of documents held out for the test", ge=0, le=0.5)
     attributes: list[str] = setting(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import strict_json
-from pipeline.documents import Unit, belongs
+from pipeline.documents import STATE, Unit, belongs, chosen, data_files
 from pipeline.schema import Source, from_plain
 
 STAMPS = ("ETag", "etag", "md5Hash", "checksum", "mtime", "LastModified", "last_modified")
@@ -32,7 +32,13 @@ def remote_units(source: Source) -> list[tuple[Unit, int, str]]:
     if system.isfile(root) or belongs(source.kind, str(source.path)):
         names = [root]
     else:
-        names = sorted(name for name in system.find(root) if belongs(source.kind, name))
+        below = {name.removeprefix(root).strip("/"): name for name in system.find(root)}
+        states = {
+            own.rpartition("/")[0]: data_files(name, system.cat_file(name))
+            for own, name in below.items()
+            if source.kind == "dataset" and own.rpartition("/")[2] == STATE
+        }
+        names = [below.get(own, f"{root}/{own}") for own in chosen(source.kind, sorted(below), states)[0]]
     found = []
     for name in names:
         about = system.info(name)

@@ -135,7 +135,8 @@ def run_stage() -> Callable[..., Path]:
 def curated(tmp_path_factory: pytest.TempPathFactory, run_stage: Callable[..., Path]) -> Path:
     """Curated documentation of one real package."""
     sources = [schema.Source(kind="python-docs", packages=["networkx"])]
-    work = run_stage("curate", tmp_path_factory.mktemp("curate"), curate={"sources": sources})
+    wanted = {"sources": sources, "max_characters": 500}
+    work = run_stage("curate", tmp_path_factory.mktemp("curate"), curate=wanted)
     return work / "output"
 
 

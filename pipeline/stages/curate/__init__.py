@@ -40,7 +40,7 @@ from pipeline.stages.curate.finish import Finish, GramCount, cut, shuffle_key
 from pipeline.stages.curate.learn_tokenizer import learn_tokenizer
 from pipeline.stages.curate.megatron import WriteMegatron
 from pipeline.stages.curate.pair_data import make_pairs
-from pipeline.stages.curate.readers.lines import read_objects
+from pipeline.stages.curate.readers.records import read_records
 from pipeline.stages.curate.shards import (
     DOCUMENTS,
     FolderWork,
@@ -103,15 +103,16 @@ class Curation:
         work = reading.ReadGroup(path, self.curate.sources, self.curate.max_record_mb << 20)
         folders = self._map(work, "raw", [[str(number)] for number in range(len(plan))], "files")
         for index, source in enumerate(self.curate.sources):
-            if source.path and source.kind != "dataset" and not is_remote(source.path):
-                self.account.passed_over(index, passed_over(source))
+            if source.path and not is_remote(source.path):
+                self.account.passed_over(index, *passed_over(source))
         raw = reading.account(folders)
         raw.check(self.curate.max_bad_share)
-        if not raw.shards and not raw.dropped:
+        if not raw.shards:
             where = ", ".join(
                 source.path or f"packages {', '.join(source.packages)}" for source in self.curate.sources
             )
-            raise InputError(f"curate.sources: no document was found in {where}")
+            why = ", ".join(f"{reason} ({count:,} times)" for reason, count in raw.dropped.most_common(5))
+            raise InputError(f"curate.sources: no document was found in {where}{': ' * bool(why)}{why}")
         if any(source.id_field for source in self.curate.sources):
             reading.check_unique(raw.shards, self.curate.memory_mb)
         self.account.read(raw)
@@ -255,7 +256,7 @@ class Curation:
 
     def _texts_of(self, path: str, fields: list[str]) -> Iterator[str]:
         found = False
-        for read in read_objects(path, self.curate.max_record_mb << 20):
+        for read in read_records(path, self.curate.max_record_mb << 20):
             if not isinstance(read, tuple):
                 raise InputError(f"{path}:{read.place}: {read.reason}; an evaluation set must be whole")
             for name in fields:
@@ -329,7 +330,7 @@ class Curation:
         if self.curate.format.endswith("+megatron"):
             self._write_megatron(wanted, written)
         self.step.phase("make pairs")
-        make_pairs(self.step, self.curate, self.model.context, folders, self.generated, self.account)
+        make_pairs(self.step, self.curate, folders, self.generated, self.account)
 
     def _write_megatron(self, wanted: list[tuple[str, int]], written: list[Path]) -> None:
         self.step.phase("tokenise for Megatron")

@@ -17,6 +17,7 @@ from pipeline.schema import Curate
 from pipeline.stages.curate.blend import Blend
 from pipeline.stages.curate.card import data_card
 from pipeline.stages.curate.decontaminate import Grams
+from pipeline.stages.curate.fields import told
 from pipeline.stages.curate.reading import Reading
 from pipeline.stages.curate.shards import DROPPED, nested, read_counts
 from pipeline.stages.curate.split import SPLITS
@@ -27,6 +28,7 @@ from pipeline.stages.step import Step, write_json, write_jsonl
 READING = "reading"  # the stage that pages without main text are dropped by
 BLEND, BEYOND = "blend", "beyond the weight of its source"
 BEYOND_FILE = "beyond.jsonl"  # those documents, on request
+SHOWN_FILES = 3
 THIN = 0.5  # a source that gives a smaller share of its tokens is worth a warning
 
 
@@ -55,6 +57,9 @@ class Account:
         self.preferences: dict[str, Any] = {}
         self.prompts: dict[str, dict[str, int]] = {}
         self.not_read: dict[str, dict[str, int]] = {}
+        self.links: dict[str, list[str]] = {}
+        self.unused: dict[str, dict[str, int]] = {}
+        self.cut: Counter[str] = Counter()
         self.records: dict[str, int] = {}
         self.shards: list[Path] = []
         self.sizes: dict[str, dict[str, int]] = {}
@@ -69,6 +74,7 @@ class Account:
         self.lengths["before"], self.origins["before"] = raw.lengths, raw.documents
         for reason, count in raw.dropped.items():
             self.dropped[READING, reason] += count
+        self.unused.update({name: dict(counts) for name, counts in raw.unused.items() if counts})
 
     def passed(self, shards: list[Path]) -> None:
         """Take in the shards of a finished pass."""
@@ -110,6 +116,7 @@ class Account:
             self._take(counts)
             self.kept += counts["left"]
             self.pieces += counts["pieces"]
+            self.cut.update(counts["cut"])
             self.languages["after"].update(counts["languages"])
             self.lengths["after"].update(counts["characters"])
             self.lengths["tokens"].update(counts["token_lengths"])
@@ -127,10 +134,12 @@ class Account:
             "dropped": dict(sorted(made.dropped.items())),
         }
 
-    def passed_over(self, source: int, files: Counter[str]) -> None:
-        """Take in the files of a source's folder that it does not read, by the end of their names."""
+    def passed_over(self, source: int, files: Counter[str], links: list[str]) -> None:
+        """Take in the files of a source's folder that it does not read, by what they are, and its links elsewhere."""
         if files:
             self.not_read[str(source)] = dict(sorted(files.items()))
+        if links:
+            self.links[str(source)] = links
 
     def blended(self, blends: dict[str, Blend], records: dict[str, int]) -> None:
         """Take in what every source gave; documents that their source's weight leaves out are dropped.
@@ -148,6 +157,8 @@ class Account:
     def user_data(self, data: UserData, kept: int) -> None:
         """Take in a user's file, and how many of its records can be used."""
         self.users.append((data, kept))
+        if data.unused:
+            self.unused[data.role] = dict(sorted(data.unused.items()))
 
     def pairs(
         self, sft: dict[str, list[dict[str, Any]]], preference: dict[str, list[dict[str, Any]]]
@@ -196,6 +207,15 @@ class Account:
         (step.output / "card.html").write_text(render_data_card(card), encoding="utf-8")
         if faults:
             step.warning(f"{len(faults):,} input records could not be read; see quarantine.jsonl")
+        for warning in whole_files(faults):
+            step.warning(warning)
+        if self.cut["documents"]:
+            step.warning(
+                f"{self.cut['documents']:,} of {self.kept + self.dropped[BLEND, BEYOND]:,} documents are cut to {self.curate.max_characters:,} "
+                f"characters: {self.cut['characters'] / self.cut['of_characters']:.0%} of the text is left out (curate.max_characters)"
+            )
+        for name, counts in self.unused.items():
+            step.warning(f"curate.{name}: these fields of its records are not used: {told(counts)}")
         if self.curate.pairs and not self.sizes["sft"]["train"]:
             step.warning(
                 "no document gave an instruction pair (no titles or summaries); see the README, 'Your own documents'"
@@ -218,9 +238,12 @@ class Account:
         for index, files in self.not_read.items():
             counts = ", ".join(f"{count:,} {ending}" for ending, count in files.items())
             yield (
-                f"curate.sources.{index}: {sum(files.values()):,} files there are not read, as a source of kind "
-                f"{self.curate.sources[int(index)].kind} does not: {counts}"
+                f"curate.sources.{index}: {sum(files.values()):,} files or folders there are not read by a source "
+                f"of kind {self.curate.sources[int(index)].kind}: {counts}"
             )
+        for index, links in self.links.items():
+            shown = ", ".join(_shown(link) for link in links[:3]) + (" ..." if len(links) > 3 else "")
+            yield f"curate.sources.{index}: {len(links):,} links lead out of the folder and are followed: {shown}"
         for name, made in self.blend.items():
             for origin, share in made.shares.items():
                 if share.available and share.tokens < THIN * share.available:
@@ -252,6 +275,9 @@ class Account:
             },
             "fates": nested(self.dropped),
             "files_not_read": self.not_read,
+            "links_outside": {index: len(links) for index, links in self.links.items()},
+            "unused_fields": self.unused,
+            "cut": dict(self.cut) if self.cut["documents"] else {},
             **({"synthetic": self.synthesis} if self.synthesis else {}),
             "extra_pieces": self.pieces,
             "unreadable_records": unreadable,
@@ -300,6 +326,19 @@ class Account:
             if (step.state / BEYOND_FILE).exists():
                 with open(step.state / BEYOND_FILE, "rb") as rows:
                     shutil.copyfileobj(rows, handle)
+
+
+def whole_files(faults: list[dict[str, Any]]) -> Iterator[str]:
+    """What is wrong with files that cannot be read at all, each in a sentence; of many, the first."""
+    whole = [fault for fault in faults if fault["line"] == 0 and fault["file"]]
+    for fault in whole[:SHOWN_FILES]:
+        yield f"{_shown(fault['file'])} is not read: {fault['reason']}"
+    if len(whole) > SHOWN_FILES:
+        yield f"{len(whole) - SHOWN_FILES:,} more files are not read; see quarantine.jsonl"
+
+
+def _shown(name: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in name)
 
 
 def _by_kind(counts: Counter[tuple[str, str]]) -> Counter[str]:

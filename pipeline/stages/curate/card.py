@@ -62,6 +62,11 @@ def data_card(
             split: {"documents": _documents(report, split), "tokens": _tokens(account, split)}
             for split in SPLITS
         },
+        "left_out": {
+            name: report[name]
+            for name in ("cut", "unused_fields", "files_not_read", "links_outside")
+            if report[name]
+        },
         "instructions": report.get("instructions", {}),
         "preferences": report.get("preferences", {}),
         "samples": list(_samples(account, raw)),

@@ -4,7 +4,8 @@
 Dolly, question and answer) to ``{"messages": [{"role", "content"}, ...]}`` or says in one
 sentence what is wrong.  A chat that trains well is: at most one system turn, in front; user and
 assistant in turn; a tool's results between two assistant turns; an assistant's answer at the end;
-text in every turn.  :func:`too_long` holds a chat against the tokens that training has for it,
+text in every turn.  What a record holds beside that is refused where leaving it out would change
+what is taught (:mod:`.fields`), else counted.  :func:`too_long` holds a chat against the tokens that training has for it,
 :func:`statistics` describes a data set, :func:`duplicate_prompts` finds the prompts that repeat.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 from pipeline.schema import NearDuplicates
 from pipeline.stages.curate.duplicates import clusters, content_key, signatures
+from pipeline.stages.curate.fields import Noted, Unusable, kind_of, refuse, trimmed
 from pipeline.stages.curate.words import UNSPACED
 
 Message = dict[str, str]
@@ -32,6 +34,7 @@ PROMPTS = ("prompt", "question", "instruction")
 ANSWERS = ("completion", "response", "output", "answer")
 MATERIAL = ("input", "context")  # what an instruction works on (Alpaca, Dolly)
 SYSTEMS = ("system", "system_prompt")
+TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 APART = re.compile(f"[{UNSPACED}]")
@@ -41,28 +44,29 @@ SHOWN_PROMPTS = 10
 SHOWN_CHARACTERS = 200
 
 
-class Unusable(ValueError):
-    """A record that cannot be trained on; the message is one sentence for its owner."""
-
-
 def normalise(record: object) -> tuple[Chat | None, str | None]:
     """The record as ``{"messages": [...]}`` and no fault, or nothing and what is wrong with it.
 
-    Turns are counted from 1, the system's included.  White space around a turn is taken off,
-    as the chat templates of Llama 3 do.  An image, a call in ``tool_calls`` and two columns that
-    could both be the prompt are faults: to leave them out would change what is taught.
+    Turns are counted from 1, the system's included.  Of the white space around a turn, what
+    :func:`.fields.trimmed` says is taken off.  An image, a call in ``tool_calls`` and two columns that
+    could both be the prompt are faults: to leave them out would change what is taught.  Of a
+    :class:`.fields.Noted` record, what was not used can be asked for afterwards.
     """
     try:
-        return {"messages": checked(_turns(as_mapping(record)))}, None
+        noted = as_mapping(record)
+        refuse(noted, "the record")
+        return {"messages": checked(_turns(noted), noted)}, None
     except Unusable as fault:
         return None, str(fault)
 
 
-def as_mapping(record: object) -> Mapping[str, Any]:
+def as_mapping(record: object) -> Noted:
     """The record itself; raises :class:`Unusable` for anything but an object with keys."""
+    if isinstance(record, Noted):
+        return record
     if not isinstance(record, Mapping):
-        raise Unusable(f"the record is {_kind(record)}, not an object with keys")
-    return record
+        raise Unusable(f"the record is {kind_of(record)}, not an object with keys")
+    return Noted(record)
 
 
 def only(record: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any] | None:
@@ -86,7 +90,7 @@ def prompt_turns(record: Mapping[str, Any]) -> list[Any] | None:
     turns = system_turn(record)
     history = record.get("history") or []
     if not isinstance(history, list):
-        raise Unusable(f"'history' is {_kind(history)}, not a list of pairs of question and answer")
+        raise Unusable(f"'history' is {kind_of(history)}, not a list of pairs of question and answer")
     for number, pair in enumerate(history, start=1):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise Unusable(f"entry {number} of 'history' is not a pair of question and answer")
@@ -98,8 +102,8 @@ def prompt_turns(record: Mapping[str, Any]) -> list[Any] | None:
         return turns + prompt
     if material is not None and material[1] and isinstance(prompt, str):
         if not isinstance(material[1], str):
-            raise Unusable(f"{material[0]!r} is {_kind(material[1])}, not text")
-        prompt = f"{prompt.rstrip()}\n\n{material[1].lstrip()}" if material[1].strip() else prompt
+            raise Unusable(f"{material[0]!r} is {kind_of(material[1])}, not text")
+        prompt = f"{prompt.rstrip()}\n\n{trimmed(material[1])}" if material[1].strip() else prompt
     return [*turns, _turn("user", prompt)]
 
 
@@ -109,11 +113,14 @@ def system_turn(record: Mapping[str, Any]) -> list[Any]:
     return [_turn("system", found[1])] if found is not None and found[1] != "" else []
 
 
-def checked(turns: list[Any]) -> list[Message]:
-    """The turns with the roles' usual names; raises :class:`Unusable` for the first fault."""
+def checked(turns: list[Any], noted: Noted | None = None) -> list[Message]:
+    """The turns with the roles' usual names; raises :class:`Unusable` for the first fault.
+
+    ``noted`` is told what the turns hold beside role and content.
+    """
     if not turns:
         raise Unusable("the chat has no turns")
-    messages = [_message(turn, place) for place, turn in enumerate(turns, start=1)]
+    messages = [_message(turn, place, noted) for place, turn in enumerate(turns, start=1)]
     before = ""
     for place, role in enumerate((message["role"] for message in messages), start=1):
         if role == "system" and place > 1:
@@ -138,7 +145,7 @@ def _turns(record: Mapping[str, Any]) -> list[Any]:
     held = only(record, ("messages", "conversations"))
     if held is not None:
         if not isinstance(held[1], list):
-            raise Unusable(f"{held[0]!r} is {_kind(held[1])}, not a list of turns")
+            raise Unusable(f"{held[0]!r} is {kind_of(held[1])}, not a list of turns")
         return system_turn(record) + held[1]
     prompt, answer = prompt_turns(record), only(record, ANSWERS)
     if prompt is not None and answer is not None:
@@ -154,43 +161,46 @@ def _turn(role: str, content: object) -> dict[str, object]:
     return {"role": role, "content": content}
 
 
-def _message(turn: object, place: int) -> Message:
+def _message(turn: object, place: int, noted: Noted | None) -> Message:
     if not isinstance(turn, Mapping):
-        raise Unusable(f"turn {place} is {_kind(turn)}, not an object with a role and content")
-    role = turn["from"] if turn.get("role") is None and "from" in turn else turn.get("role")
+        raise Unusable(f"turn {place} is {kind_of(turn)}, not an object with a role and content")
+    told = Noted(turn)
+    role = told["from"] if told.get("role") is None and "from" in turn else told.get("role")
     role = ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         given = "has no role" if role is None else f"has the unknown role {str(role)[:40]!r}"
         raise Unusable(f"turn {place} {given}; the roles are {', '.join(ROLES)}")
     where = f"turn {place} ({role})"
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise Unusable(f"{where} calls a tool outside its text; write the call into the content")
-    content = turn["value"] if turn.get("content") is None and "value" in turn else turn.get("content")
-    return {"role": role, "content": _text(content, where)}
+    refuse(told, where, answer=role == "assistant")
+    content = told["value"] if told.get("content") is None and "value" in turn else told.get("content")
+    message = {"role": role, "content": _text(content, where, noted)}
+    if noted is not None:
+        noted.below("turn", told)
+    return message
 
 
-def _text(value: object, where: str) -> str:
+def _text(value: object, where: str, noted: Noted | None = None) -> str:
     if isinstance(value, list):  # content in parts, as OpenAI writes it
-        parts = [part.get("text") if isinstance(part, Mapping) else None for part in value]
-        if not all(isinstance(part, str) for part in parts):
-            raise Unusable(f"{where} holds something other than text (an image, audio or a file)")
-        value = "".join(str(part) for part in parts)
+        value = "".join(_part(part, where, noted) for part in value)
     if not isinstance(value, str):
-        raise Unusable(f"the content of {where} is {_kind(value)}, not text")
+        raise Unusable(f"the content of {where} is {kind_of(value)}, not text")
     if found := UNWRITABLE.search(value):
         what = "a NUL character" if found[0] == "\0" else f"half a surrogate pair (U+{ord(found[0]):04X})"
         raise Unusable(f"{where} holds {what} at character {found.start() + 1:,}")
     # Zero-width marks and the like are neither printable nor white space.
     if not any(char.isprintable() and not char.isspace() for char in value):
         raise Unusable(f"{where} is empty" if not value.strip() else f"{where} has no visible text")
-    return value.strip()
+    return trimmed(value)
 
 
-def _kind(value: object) -> str:
-    if value is None:
-        return "missing"
-    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list"}
-    return names.get(type(value), "an object")
+def _part(part: object, where: str, noted: Noted | None) -> str:
+    told = Noted(part) if isinstance(part, Mapping) else Noted({})
+    text = told.get("text")
+    if not isinstance(text, str) or told.get("type") not in TEXT_PARTS:
+        raise Unusable(f"{where} holds something other than text (an image, audio or a file)")
+    if noted is not None:
+        noted.below("part", told)
+    return text
 
 
 def too_long(

@@ -68,6 +68,13 @@ def cut(text: str, max_characters: int) -> str:
     return words[0] if words else text[:max_characters]
 
 
+def cut_away(pieces: list[str], max_characters: int) -> dict[str, int]:
+    """What :func:`cut` takes of a document: whether any, how many characters, and of how many."""
+    whole = sum(map(len, pieces))
+    left = sum(len(cut(piece, max_characters)) for piece in pieces)
+    return {"documents": int(left < whole), "characters": whole - left, "of_characters": whole}
+
+
 def shuffle_key(identifier: str) -> int:
     """Where a record stands in the shuffled order: 64 bits of its id's SHA-256."""
     return int.from_bytes(
@@ -133,6 +140,7 @@ class Finish(FolderWork):
         languages: Counter[str] = Counter()
         origins: Counter[str] = Counter()
         characters: Counter[str] = Counter()
+        cuts: Counter[str] = Counter()
         kept = extra = 0
         for place, row in enumerate(read_rows(shard / DOCUMENTS), start=start):
             split = SPLITS[splits[place]]
@@ -144,6 +152,7 @@ class Finish(FolderWork):
             languages[row.get("language", "unknown")] += 1
             characters[str(bucket(len(row["text"])))] += 1
             origins[str(row["origin"])] += 1
+            cuts.update(cut_away(pieces, self.curate.max_characters))
             for number, text in enumerate(pieces):
                 identifier = row["id"] if number == 0 else f"{row['id']}#{number + 1}"
                 record = {
@@ -170,6 +179,7 @@ class Finish(FolderWork):
         counts = {
             **counts_of(ledger, kept),
             "pieces": extra,
+            "cut": cuts,
             "languages": languages,
             "characters": characters,
             "left_out": left_out,

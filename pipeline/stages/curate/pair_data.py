@@ -35,7 +35,7 @@ Records = dict[str, list[dict[str, Any]]]
 
 
 def make_pairs(
-    step: Step, curate: Curate, context: int, folders: list[Path], generated: Generated, account: Account
+    step: Step, curate: Curate, folders: list[Path], generated: Generated, account: Account
 ) -> None:
     """Write ``sft/`` and ``preference/``: a JSONL file a split.
 
@@ -43,7 +43,7 @@ def make_pairs(
     """
     sft: Records = {}
     pairs: Records = {}
-    budget = Budget(tokens.counter(step.output / "tokenizer"), curate.chat_tokens or context)
+    budget = Budget(tokens.counter(step.output / "tokenizer"), curate.chat_tokens)
     for done, split in enumerate(SPLITS, start=1):
         sft[split] = limited(_candidates(folders, split), account.left_out)
         style = style_pairs(sft[split], account.left_out)
@@ -77,13 +77,15 @@ def _candidates(folders: list[Path], split: str) -> Iterator[list[dict[str, Any]
 
 @dataclass
 class Budget:
-    """How many tokens a chat may have, and how they are counted."""
+    """How many tokens a chat may have (0: any number), and how they are counted."""
 
     count: Callable[[str], int]
     tokens: int
 
     def fault(self, record: dict[str, Any]) -> str | None:
         """What of a record is too long, or None; of a pair, either side."""
+        if not self.tokens:
+            return None
         sides = [as_chat(record)]
         if "rejected" in record:
             sides.append(as_chat({**record, "chosen": record["rejected"]}))
@@ -123,6 +125,7 @@ def _from_scores(curate: Curate, account: Account, limit: int) -> UserData:
         pairs_per_prompt=curate.scored.pairs_per_prompt,
         policy=curate.scored.policy,
     )
+    data.unused.update(made.unused)
     for index, reason in made.faults:
         data.faults.append(
             {"input": "scored", "file": str(path), "line": data.lines[index], "reason": reason}

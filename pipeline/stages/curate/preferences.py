@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, takewhile
 from statistics import fmean, median
@@ -25,13 +25,13 @@ from pipeline import strict_json
 from pipeline.stages.curate.chats import (
     CountTokens,
     Message,
-    Unusable,
     as_mapping,
     checked,
     comparable,
     prompt_turns,
     system_turn,
 )
+from pipeline.stages.curate.fields import Noted, Unusable, count_unused, refuse
 
 Pair = dict[str, Any]
 
@@ -64,7 +64,8 @@ def normalise(record: object) -> tuple[Pair | None, str | None]:
         return None, str(fault)
 
 
-def _pair(record: Mapping[str, Any]) -> Pair:
+def _pair(record: Noted) -> Pair:
+    refuse(record, "the record")
     given = prompt_turns(record)
     chosen, rejected = (_side(record, side, given) for side in ("chosen", "rejected"))
     if len(chosen) != len(rejected):
@@ -72,9 +73,9 @@ def _pair(record: Mapping[str, Any]) -> Pair:
             f"the prompts differ: chosen has {len(chosen) - 1} turns before its answer, rejected {len(rejected) - 1}"
         )
     for place, (one, two) in enumerate(zip(chosen[:-1], rejected[:-1], strict=True), start=1):
-        if one != two:
+        if not _same(one, two):
             raise Unusable(f"the prompts differ: turn {place} is not the same in chosen and in rejected")
-    if chosen[-1] == rejected[-1]:
+    if _same(chosen[-1], rejected[-1]):
         raise Unusable("chosen and rejected are the same text")
     pair: Pair = {
         "prompt": _prompt(chosen[:-1]),
@@ -82,27 +83,27 @@ def _pair(record: Mapping[str, Any]) -> Pair:
         "rejected": rejected[-1]["content"],
     }
     for one_name, two_name in SCORES:
-        if record.get(one_name) is not None and record.get(two_name) is not None:
+        if record.record.get(one_name) is not None and record.record.get(two_name) is not None:
             pair["score_chosen"] = _score(record[one_name], one_name)
             pair["score_rejected"] = _score(record[two_name], two_name)
             break
     return pair
 
 
-def _side(record: Mapping[str, Any], side: str, given: list[Any] | None) -> list[Message]:
+def _side(record: Noted, side: str, given: list[Any] | None) -> list[Message]:
     """The prompt and this side's answer, as one checked chat."""
     value = record.get(side)
     if isinstance(value, list):
         if given is None:
-            return _named(side, system_turn(record) + value)
+            return _named(side, system_turn(record) + value, record)
         if len(value) == 1:
-            return _named(side, given + value)
-        own, whole = _named(side, value), _named(side, given + value[-1:])
+            return _named(side, given + value, record)
+        own, whole = _named(side, value, record), _named(side, given + value[-1:], record)
         # Either may lack the system turn that the other has.
-        if _spoken(own) != _spoken(whole):
+        if not all(map(_same, _spoken(own), _spoken(whole))) or len(_spoken(own)) != len(_spoken(whole)):
             raise Unusable(f"the turns of {side} before its answer are not the record's prompt")
         systems = [turns[0] for turns in (own, whole) if turns[0]["role"] == "system"]
-        if len(systems) == 2 and systems[0] != systems[1]:
+        if len(systems) == 2 and not _same(*systems):
             raise Unusable(f"{side} and the record's prompt have different system turns")
         return systems[:1] + _spoken(own)
     if value is None:
@@ -110,18 +111,23 @@ def _side(record: Mapping[str, Any], side: str, given: list[Any] | None) -> list
     if not isinstance(value, str):
         raise Unusable(f"{side!r} is neither text nor a list of turns")
     if given is not None:
-        return _named(side, [*given, {"role": "assistant", "content": value}])
+        return _named(side, [*given, {"role": "assistant", "content": value}], record)
     parts = TRANSCRIPT.split(f"\n\n{value.lstrip()}")
     if len(parts) < 3 or parts[0].strip():
         raise Unusable(f"the record has no 'prompt', and {side} is not a list of turns that includes it")
     roles = ["user" if speaker == "Human" else "assistant" for speaker in parts[1::2]]
     turns = [{"role": r, "content": text} for r, text in zip(roles, parts[2::2], strict=True)]
-    return _named(side, system_turn(record) + turns)
+    return _named(side, system_turn(record) + turns, record)
 
 
-def _named(side: str, turns: list[Any]) -> list[Message]:
+def _same(one: Message, two: Message) -> bool:
+    """Whether two turns say the same, white space around them aside."""
+    return one["role"] == two["role"] and one["content"].strip() == two["content"].strip()
+
+
+def _named(side: str, turns: list[Any], noted: Noted) -> list[Message]:
     try:
-        return checked(turns)
+        return checked(turns, noted)
     except Unusable as fault:
         raise Unusable(f"{side}: {fault}") from None
 
@@ -280,7 +286,8 @@ def _digest(*parts: object) -> bytes:
 class Scored:
     """Pairs made from scored answers, and the account of everything that gave none.
 
-    ``left_out`` counts by reason; ``faults`` are (index of the record, what is wrong with it).
+    ``left_out`` counts by reason; ``faults`` are (index of the record, what is wrong with it);
+    ``unused`` counts the keys of good records that say something and were not used.
     """
 
     prompts: int = 0
@@ -288,6 +295,7 @@ class Scored:
     pairs: list[Pair] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
     faults: list[tuple[int, str]] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
 
 
 def pairs_from_scores(
@@ -310,10 +318,12 @@ def pairs_from_scores(
     groups: dict[str, dict[str, list[float]]] = {}
     for index, record in enumerate(records):
         try:
-            turns, answers = _scored(as_mapping(record))
+            noted = as_mapping(record)
+            turns, answers = _scored(noted)
         except Unusable as fault:
             made.faults.append((index, str(fault)))
             continue
+        count_unused(noted, made.unused)
         group = groups.setdefault(strict_json.dumps(turns, ensure_ascii=False), {})
         for text, score in answers:
             group.setdefault(text, []).append(score)
@@ -348,12 +358,13 @@ def pairs_from_scores(
     return made
 
 
-def _scored(record: Mapping[str, Any]) -> tuple[list[Message], list[tuple[str, float]]]:
+def _scored(record: Noted) -> tuple[list[Message], list[tuple[str, float]]]:
     """A record's prompt and its answers with their scores."""
+    refuse(record, "the record")
     given = prompt_turns(record)
     if given is None:
         raise Unusable("the record has no prompt")
-    several = record.get("responses") is not None
+    several = record.record.get("responses") is not None
     names = ("responses", "scores") if several else ("response", "score")
     answers, scores = (record.get(name) for name in names)
     if answers is None or scores is None:
@@ -367,7 +378,7 @@ def _scored(record: Mapping[str, Any]) -> tuple[list[Message], list[tuple[str, f
     found, turns = [], []
     for place, (answer, score) in enumerate(zip(answers, scores, strict=True), start=1):
         label = f" {place}" if several else ""
-        messages = _named(f"response{label}", [*given, {"role": "assistant", "content": answer}])
+        messages = _named(f"response{label}", [*given, {"role": "assistant", "content": answer}], record)
         found.append((messages[-1]["content"], _score(score, f"score{label}")))
         turns = messages[:-1]
     return turns, found

@@ -21,7 +21,9 @@ import numpy as np
 import orjson
 
 from pipeline.documents import Unit, is_remote, local_units
+from pipeline.errors import UserError
 from pipeline.schema import Curate, Source, from_plain
+from pipeline.stages.curate.fields import count_names
 from pipeline.stages.curate.harvest import package_sources, read_docstrings
 from pipeline.stages.curate.readers import Document, Dropped, Fault, Read, read_unit
 from pipeline.stages.curate.shards import (
@@ -65,7 +67,10 @@ def groups(curate: Curate) -> list[Group]:
 
             found += [Group(index, part) for part in _grouped([unit for unit, _, _ in remote_units(source)])]
         else:
-            found += [Group(index, part) for part in _grouped(local_units(source))]
+            try:
+                found += [Group(index, part) for part in _grouped(local_units(source))]
+            except UserError as error:
+                raise InputError(str(error)) from None
     return found
 
 
@@ -179,6 +184,7 @@ class _Writer:
         self.dropped: Counter[str] = Counter()
         self.lengths: Counter[str] = Counter()
         self.faults: list[dict[str, Any]] = []
+        self.unused: Counter[str] = Counter()
 
     def take(self, role: str, unit: Unit, read: Read) -> None:
         counts = self.inputs.setdefault(role, Counter())
@@ -193,6 +199,7 @@ class _Writer:
         self._document(unit, read)
 
     def _document(self, unit: Unit, read: Document) -> None:
+        count_names(read.unused, self.unused)
         text, name = (value.encode("utf-8", "replace").decode("utf-8") for value in (read.text, read.name))
         self.rows.append(
             {
@@ -238,6 +245,7 @@ class _Writer:
                     "inputs": self.inputs,
                     "dropped": self.dropped,
                     "lengths": self.lengths,
+                    "unused": {str(self.group.source): self.unused},
                     "documents": {str(self.group.source): self.row},
                 },
                 option=orjson.OPT_SORT_KEYS,
@@ -255,6 +263,7 @@ class Reading:
     folders: list[Path]
     lengths: Counter[str]
     documents: Counter[int]  # by source
+    unused: dict[str, Counter[str]]  # fields that are not read, by source
 
     @property
     def unreadable(self) -> int:
@@ -299,6 +308,7 @@ def account(folders: list[Path]) -> Reading:
     shards: list[Path] = []
     lengths: Counter[str] = Counter()
     documents: Counter[int] = Counter()
+    unused: dict[str, Counter[str]] = {}
     for folder in folders:
         kept = json.loads((folder / READ).read_bytes())
         for role, counts in kept["inputs"].items():
@@ -308,5 +318,7 @@ def account(folders: list[Path]) -> Reading:
         dropped.update(kept["dropped"])
         lengths.update(kept["lengths"])
         documents.update({int(source): count for source, count in kept["documents"].items()})
+        for source, names in kept["unused"].items():
+            unused.setdefault(f"sources.{source}", Counter()).update(names)
         shards += sorted(path for path in folder.iterdir() if path.is_dir())
-    return Reading(shards, dict(sorted(inputs.items())), dropped, folders, lengths, documents)
+    return Reading(shards, dict(sorted(inputs.items())), dropped, folders, lengths, documents, unused)

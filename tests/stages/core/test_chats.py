@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.stages.curate.chats import comparable, duplicate_prompts, normalise, statistics, too_long
+from pipeline.stages.curate.fields import trimmed
 from pipeline.stages.curate.harvest import package_sources, read_docstrings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,7 +63,7 @@ SAME = chat("Is 7 a prime?", "Yes.")
     "record",
     [
         chat("Is 7 a prime?", "Yes."),
-        chat("  Is 7 a prime?\n", "\n Yes.\t"),
+        chat(" \n\nIs 7 a prime?\n", "\n Yes.\t"),
         {"conversations": [{"from": "human", "value": "Is 7 a prime?"}, {"from": "gpt", "value": "Yes."}]},
         {"conversations": [turn("user", "Is 7 a prime?"), turn("assistant", "Yes.")], "tools": None},
         {"instruction": "Is 7 a prime?", "input": "", "output": "Yes."},
@@ -209,7 +210,7 @@ def test_damaged_chats_never_raise_and_what_passes_is_sound(chats: list[dict[str
             spoken = roles[1:] if roles[0] == "system" else roles
             assert spoken == ["user", "assistant"] * (len(spoken) // 2)
             assert all(
-                m["content"].strip().encode() == m["content"].encode() != b"" for m in made["messages"]
+                trimmed(m["content"]).encode() == m["content"].encode() != b"" for m in made["messages"]
             )
             assert normalise(made) == (made, None)
     assert 200 < passed < 5000

@@ -12,7 +12,7 @@ import pytest
 from conftest import events, start, write_job
 
 from pipeline import schema
-from pipeline.documents import local_units, passed_over
+from pipeline.documents import TWICE, local_units, passed_over
 from pipeline.stages.data_sets import documents
 
 PROSE = "The town council met on day {} to talk about bridge number {} over the river, and went home early. "
@@ -131,13 +131,16 @@ def test_file_names_links_and_what_is_not_read(curate: Callable[..., Any], tmp_p
     (folder / "table.csv").write_text("1,2")
     source = schema.Source(kind="text", path=str(folder))
     assert len(local_units(source)) == 42
-    assert passed_over(source) == {".csv": 1}
+    assert passed_over(source) == ({".csv": 1, TWICE: 2}, ["linked"])
     report, made = curate([source], max_bad_share=0.1)
     assert report["documents"]["raw"] == 40
-    assert report["files_not_read"] == {"0": {".csv": 1}}
+    assert report["files_not_read"] == {"0": {".csv": 1, TWICE: 2}}
+    assert report["links_outside"] == {"0": 1}
     reasons = [json.loads(line)["reason"] for line in (made / "quarantine.jsonl").read_text().splitlines()]
     assert sorted(reasons) == ["is a link to nothing", "its name is not UTF-8; rename it"]
-    assert any("1 files there are not read" in event["text"] for event in events(made.parent, "warning"))
+    assert any(
+        "3 files or folders there are not read" in event["text"] for event in events(made.parent, "warning")
+    )
 
 
 def test_a_wrong_model_file_is_told(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 A reader yields, for each record of a file in order, one of
 
 * :class:`Document`: its text and what is known of it;
-* :class:`Dropped`: a record that was read well and holds no document (a page without main
-  text); it counts as a raw document, dropped here and for this reason;
+* :class:`Dropped`: a record that was read well and holds no document (an empty text, a page
+  without main text); it counts as a raw document, dropped here and for this reason;
 * :class:`Fault`: a record that cannot be read; it goes to quarantine.
 
 Nothing is passed over in silence, and a broken file costs only what is broken: reading
@@ -21,10 +21,16 @@ from typing import Any
 from pipeline.documents import Unit, is_remote
 from pipeline.schema import Source
 
+EMPTY, EMPTY_FILE = "the text is empty", "the file is empty"
+MAY_BE_EMPTY = ("jsonl", "csv", "text", "html")  # an empty file of these holds nothing and lacks nothing
+
 
 @dataclass(frozen=True)
 class Document:
-    """A raw document; ``place`` is the number of its line or record in the file, from 1."""
+    """A raw document; ``place`` is the number of its line or record in the file, from 1.
+
+    ``unused`` are the fields of its record that say something and are not read.
+    """
 
     place: int
     text: str
@@ -32,6 +38,7 @@ class Document:
     kind: str = "document"
     arguments: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,8 @@ def read_unit(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
     """Everything in one file of a source; records over ``max_bytes`` are faults."""
     fault = _no_file(unit.path)
     if fault:
-        yield Fault(0, fault)
+        empty = fault == EMPTY_FILE and source.kind in MAY_BE_EMPTY
+        yield Dropped(0, fault) if empty else Fault(0, fault)
         return
     documents = 0
     for found in _reader(source.kind)(unit, source, max_bytes):
@@ -71,20 +79,22 @@ def read_unit(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
             return
 
 
-def checked(document: Document) -> Document | Fault:
+def checked(document: Document) -> Document | Dropped | Fault:
     """The document, or what is wrong with its text."""
     if not document.text.strip():
-        return Fault(document.place, "the text is empty")
+        return Dropped(document.place, EMPTY)
     if "\0" in document.text:
         return Fault(document.place, "the text holds NUL characters")
     return document
 
 
 def _reader(kind: str) -> Reader:
-    from pipeline.stages.curate.readers import lines, pages, tables, wikipedia
+    from pipeline.stages.curate.readers import columns, lines, pages, tables, wikipedia
 
     return {
-        "jsonl": lines.read_jsonl,
+        "jsonl": lines.read_json,
+        "json": lines.read_json,
+        "csv": columns.read_csv,
         "parquet": tables.read_parquet,
         "dataset": tables.read_arrow,
         "text": pages.read_text,
@@ -108,5 +118,5 @@ def _no_file(path: str) -> str | None:
     if not local.is_file():
         return "is not a regular file"
     if local.stat().st_size == 0:
-        return "the file is empty"
+        return EMPTY_FILE
     return None

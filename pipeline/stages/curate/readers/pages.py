@@ -9,16 +9,15 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from functools import cache
-from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.documents import Unit
+from pipeline.documents import COMPRESSED, Unit
 from pipeline.schema import Source
 from pipeline.stages.curate.readers import Document, Dropped, Fault, Read
-from pipeline.stages.curate.readers.streams import Broken, ChunkFile, open_binary, undone, unpacked, words_of
-
-RECORD_END = b"\r\n\r\n"  # of every WARC record
+from pipeline.stages.curate.readers.charset import in_header, page_text
+from pipeline.stages.curate.readers.streams import Broken, marked, open_binary, undone, unpacked, words_of
+from pipeline.stages.curate.readers.warc import Record, read_records
 
 
 def read_text(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
@@ -27,20 +26,23 @@ def read_text(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
     if isinstance(data, Fault):
         yield data
         return
+    mark, rest = marked(data)
+    encoding = mark or source.encoding or "utf-8"
     try:
-        text = data.decode("utf-8-sig")
+        text = rest.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        yield Fault(line, f"not UTF-8 (byte {error.start})")
+        line = rest[: error.start].count(b"\n") + 1
+        remedy = "" if mark or source.encoding else "; set the source's encoding"
+        yield Fault(line, f"not {encoding.upper()} (byte {error.start}{remedy})")
         return
     heading = next((line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("# ")), "")
-    yield Document(1, text, heading or PurePosixPath(unit.name).stem)
+    yield Document(1, text, heading or _stem(unit.name))
 
 
 def read_html(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
     """An HTML file is one page."""
     data = _whole(unit.path, max_bytes)
-    yield data if isinstance(data, Fault) else _page(1, data, unit.name, source)
+    yield data if isinstance(data, Fault) else _page(1, data, "", unit.name, source)
 
 
 def read_warc(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
@@ -55,98 +57,67 @@ def read_warc(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
         elif kind and "html" not in kind and not kind.startswith("text/"):
             yield Dropped(place, "not a text page")
         else:
-            yield _page(place, body, url, source)
+            yield _page(place, body, kind, url, source)
 
 
 def read_wet(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
-    """The texts of a WET file's conversion records."""
+    """The texts of a WET file's conversion records: UTF-8, unless the record names another set."""
     for place, found in _records(unit.path, ("conversion",), max_bytes):
         if isinstance(found, Fault | Dropped):
             yield found
             continue
-        url, _, _, body = found
+        url, kind, _, body = found
+        encoding = in_header(kind) or "utf-8"
         try:
-            yield Document(place, body.decode("utf-8"), extra={"url": url})
+            yield Document(
+                place, body.decode("utf-8-sig" if encoding == "utf-8" else encoding), extra={"url": url}
+            )
         except UnicodeDecodeError as error:
-            yield Fault(place, f"not UTF-8 (byte {error.start})")
+            yield Fault(place, f"not {encoding.upper()} (byte {error.start})")
 
 
 Payload = tuple[str, str, str, bytes]  # URL, content type, HTTP status, body
 ABOUT_OTHERS = ("warcinfo", "request", "metadata")  # records that hold no document of their own
+HTTP = (b"HTTP/1.", b"HTTP/2", b"HTTP/3")
 
 
 def _records(
     path: str, kinds: tuple[str, ...], max_bytes: int
 ) -> Iterator[tuple[int, Payload | Fault | Dropped]]:
     """(number, payload) of the records of these types; records that only tell about others are passed over."""
-    from warcio.archiveiterator import ArchiveIterator
-    from warcio.exceptions import ArchiveLoadFailed
+    for record in read_records(path, max_bytes):
+        if isinstance(record, Fault):
+            yield record.place, record
+            continue
+        kind = record.fields.get("warc-type")
+        if kind in kinds:
+            yield record.place, _payload(record, max_bytes)
+        elif kind is None:
+            yield record.place, Fault(record.place, "the record has no WARC-Type")
+        elif kind not in ABOUT_OTHERS:
+            yield record.place, Dropped(record.place, f"a record of type {words_of(ValueError(kind))}")
 
-    place = 0
-    held: list[tuple[int, Payload | Fault | Dropped]] = []  # the last record, not yet known to be whole
-    with open_binary(path) as handle:
-        # Unpacked here: warcio passes over the end of a gzip file that was cut short.
-        chunks = unpacked(handle, path)
+
+def _payload(record: Record, max_bytes: int) -> Payload | Fault:
+    """A record's payload, its transfer and content encodings undone."""
+    http, body, status = None, record.block, ""
+    kind = record.fields.get("content-type", "")
+    if (not kind or kind.lower().startswith("application/http")) and body.startswith(HTTP):
+        from warcio.statusandheaders import StatusAndHeadersParser
+
+        stream = io.BytesIO(body)
         try:
-            first = next(chunks, b"")
+            http = StatusAndHeadersParser(["HTTP/"], verify=False).parse(stream)
+            status = http.get_statuscode() or ""
+            body = _decoded(body[stream.tell() :], http, max_bytes)
         except Broken as error:
-            yield 0, Fault(0, str(error))
-            return
-        if not first.lstrip().startswith(b"WARC/"):
-            yield (
-                0,
-                Fault(0, "an ARC file, not WARC" if first.startswith(b"filedesc:") else "not a WARC file"),
-            )
-            return
-        stream = ChunkFile(chain([first], chunks))
-        records = iter(ArchiveIterator(stream, check_digests=False))
-        while True:
-            reading = place + 1
-            try:
-                record = next(records, None)
-                if record is None and stream.tail != RECORD_END:
-                    raise Broken("the file ends in the middle of it")
-                yield from held
-                held.clear()
-                if record is None:
-                    return
-                place += 1
-                if record.rec_type in kinds:
-                    held.append((place, _payload(place, record, max_bytes)))
-                elif record.rec_type is None:
-                    held.append((place, Fault(place, "the record has no WARC-Type")))
-                elif record.rec_type not in ABOUT_OTHERS:
-                    held.append((place, Dropped(place, f"a record of type {record.rec_type}")))
-            except (Broken, ArchiveLoadFailed, EOFError, OSError, ValueError, AttributeError) as error:
-                broken = held[0][0] if held else reading
-                yield (
-                    broken,
-                    Fault(broken, f"not a whole WARC record: {words_of(error)}; nothing behind it was read"),
-                )
-                return
-
-
-def _payload(place: int, record: Any, max_bytes: int) -> Payload | Fault:
-    """A record's payload, its transfer and content encodings undone.
-
-    Not by warcio: an encoding that it cannot undo ends its reading of the whole file.
-    """
-    body = record.raw_stream.read(max_bytes + 1)
-    http = record.http_headers
-    if http:
-        try:
-            body = _decoded(body, http, max_bytes)
-        except Broken as error:
-            return Fault(place, str(error))
+            return Fault(record.place, str(error))
+        except (EOFError, OSError, ValueError, AttributeError, IndexError) as error:
+            return Fault(record.place, f"not a whole HTTP message: {words_of(error)}")
+        kind = http.get_header("Content-Type") or ""
     if len(body) > max_bytes:
-        return Fault(place, f"the record is longer than {max_bytes:,} bytes (curate.max_record_mb)")
-    kind = http.get_header("Content-Type") if http else record.rec_headers.get_header("Content-Type")
-    return (
-        record.rec_headers.get_header("WARC-Target-URI") or "",
-        (kind or "").lower(),
-        (http.get_statuscode() or "") if http else "",
-        body,
-    )
+        return Fault(record.place, f"the record is longer than {max_bytes:,} bytes (curate.max_record_mb)")
+    return record.fields.get("warc-target-uri", ""), kind.lower(), status, body
 
 
 def _decoded(body: bytes, http: Any, max_bytes: int) -> bytes:
@@ -168,17 +139,31 @@ def _decoded(body: bytes, http: Any, max_bytes: int) -> bytes:
 
 
 def _whole(path: str, max_bytes: int) -> bytes | Fault:
-    with open_binary(path) as handle:
-        data = handle.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        return Fault(1, f"the file is longer than {max_bytes:,} bytes (curate.max_record_mb)")
-    return data
+    parts: list[bytes] = []
+    size = 0
+    try:
+        with open_binary(path) as handle:
+            for part in unpacked(handle, path):
+                size += len(part)
+                if size > max_bytes:
+                    return Fault(1, f"the file is longer than {max_bytes:,} bytes (curate.max_record_mb)")
+                parts.append(part)
+    except Broken as error:
+        return Fault(0, str(error))
+    return b"".join(parts)
 
 
-def _page(place: int, html: bytes, url: str, source: Source) -> Document | Dropped:
+def _stem(name: str) -> str:
+    """A file's name without its folders and endings."""
+    plain = PurePosixPath(name)
+    return PurePosixPath(plain.stem).stem if plain.suffix.lower() in COMPRESSED else plain.stem
+
+
+def _page(place: int, page: bytes, content_type: str, url: str, source: Source) -> Document | Dropped:
+    html = page_text(page, content_type, source.encoding)
     try:
         found = _extractor(source.extractor).extract(
-            {"url": url, "warc_id": "", "source_id": "", "content": html}
+            {"url": url, "warc_id": "", "source_id": "", "content": html.encode("utf-8", "replace")}
         )
     except Exception as error:  # the extractors' parsers raise whatever they meet in a wild page
         return Dropped(place, f"the extractor failed ({type(error).__name__})")
@@ -187,12 +172,12 @@ def _page(place: int, html: bytes, url: str, source: Source) -> Document | Dropp
     return Document(place, found["text"], _title(html), extra={"url": url})
 
 
-def _title(html: bytes) -> str:
+def _title(html: str) -> str:
     from resiliparse.parse.html import HTMLTree
 
     try:
-        return " ".join((HTMLTree.parse_from_bytes(html).title or "").split())
-    except (ValueError, UnicodeDecodeError):
+        return " ".join((HTMLTree.parse(html).title or "").split())
+    except ValueError:
         return ""
 
 

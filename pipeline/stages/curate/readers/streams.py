@@ -8,10 +8,11 @@ drives the three decompressors, so a file cut short is always told.
 from __future__ import annotations
 
 import bz2
-import io
+import codecs
 import zlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -150,25 +151,6 @@ def _decompressor(kind: str, data: bytes) -> Any:
     return _Zstandard() if kind == "zst" else _Brotli()
 
 
-class ChunkFile(io.RawIOBase):
-    """An iterator of bytes as a file for parsers; ``tail`` is the end of what was read so far."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks, self._rest, self.tail = chunks, b"", b""
-
-    def read(self, size: int = -1) -> bytes:
-        """At most ``size`` bytes; empty at the end."""
-        while not self._rest:
-            following = next(self._chunks, None)
-            if following is None:
-                return b""
-            self._rest = following
-        size = len(self._rest) if size < 0 else size
-        data, self._rest = self._rest[:size], self._rest[size:]
-        self.tail = (self.tail + data[-4:])[-4:]
-        return data
-
-
 def words_of(error: BaseException) -> str:
     """The first line of an error in printable characters, cut to a line's length."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -178,22 +160,87 @@ def words_of(error: BaseException) -> str:
 def bounded_lines(chunks: Iterator[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """(line number, line without its end) pairs; None for a line of more than ``max_bytes``.
 
-    Never holds more than one line and one chunk.
+    Never holds more than one line and one chunk, and looks at every byte once.
     """
-    number, pending, too_long = 1, b"", False
+    number, held, size = 1, list[bytes](), 0
     for chunk in chunks:
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
-            if too_long or len(pending) + end - start > max_bytes:
-                yield number, None
-            else:
-                yield number, pending + chunk[start:end]
-            number, pending, too_long, start = number + 1, b"", False, end + 1
-        if not too_long:
-            pending += chunk[start:]
-            if len(pending) > max_bytes:
-                pending, too_long = b"", True
-    if too_long:
-        yield number, None
-    elif pending:
-        yield number, pending
+            size += end - start
+            yield number, None if size > max_bytes else b"".join([*held, chunk[start:end]])
+            number, held, size, start = number + 1, [], 0, end + 1
+        size += len(chunk) - start
+        if size > max_bytes:
+            held = []
+        else:
+            held.append(chunk[start:])
+    if size:
+        yield number, None if size > max_bytes else b"".join(held)
+
+
+MARKS = (  # of byte order, the longer first: UTF-16's is the beginning of UTF-32's
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def marked(data: bytes) -> tuple[str | None, bytes]:
+    """The encoding that a byte order mark names, if there is one, and the data behind it."""
+    for mark, encoding in MARKS:
+        if data.startswith(mark):
+            return encoding, data[len(mark) :]
+    return None, data
+
+
+def as_utf8(chunks: Iterator[bytes], encoding: str | None) -> Iterator[bytes]:
+    """The bytes in UTF-8, without a byte order mark; a mark counts for more than ``encoding``.
+
+    UTF-8 itself is passed on as it is: a line that is not UTF-8 costs only itself.  Raises
+    :class:`Broken` where another encoding does not fit.
+    """
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= 4:
+            break
+    told, head = marked(head)
+    encoding = told or encoding or "utf-8"
+    if codecs.lookup(encoding).name == "utf-8":
+        yield from chain([head] if head else [], chunks)
+        return
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        for chunk in chain([head], chunks):
+            if text := decoder.decode(chunk):
+                yield text.encode("utf-8", "surrogatepass")
+        if text := decoder.decode(b"", True):
+            yield text.encode("utf-8", "surrogatepass")
+    except UnicodeError:
+        raise Broken(f"not {encoding}") from None
+
+
+def peeked(chunks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
+    """The first bytes (at least ``size``, if there are so many), and all of them once more.
+
+    What breaks before ``size`` bytes breaks again where it did.
+    """
+    held: list[bytes] = []
+    broken: Broken | None = None
+    try:
+        for chunk in chunks:
+            held.append(chunk)
+            if sum(map(len, held)) >= size:
+                break
+    except Broken as error:
+        broken = error
+
+    def again() -> Iterator[bytes]:
+        yield from held
+        if broken is not None:
+            raise broken
+        yield from chunks
+
+    return b"".join(held), again()
