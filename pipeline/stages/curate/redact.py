@@ -16,7 +16,6 @@ numbers finds one back, so this is a pseudonym, not anonymity), ``drop`` the doc
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Any
 from nemo_curator.backends.base import WorkerMetadata
 
 from pipeline.schema import Redact
+from pipeline.stages.curate import judges
 from pipeline.stages.curate.text_stages import Ledger, TextStage
 
 KINDS = ("email", "phone", "ip", "credit_card", "iban", "national_id", "secret", "crypto_wallet")
@@ -60,10 +60,8 @@ MORE_SECRETS = (
     re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}\b"),
     re.compile(r"\bgithub_pat_[A-Za-z0-9_]{36,}\b"),
 )  # fmt: skip
-BEFORE_A_PART = re.compile(r"[\w.+=#-]$|\d,$")
-AFTER_A_PART = re.compile(r"\w|[.,]\d|[+-]\d")
-CONTEXT = 60  # characters before a bare number in which a word must say what it is
-PHONE_WORDS = ("phone", "telephone", "tel", "mobile", "cell", "call", "fax", "whatsapp")
+NOTHING_LEFT = "nothing is left beside personal data"
+TAG = re.compile(rf"<(?:{'|'.join(kind.upper() for kind in KINDS)})(?::[0-9a-f]{{12}})?>")
 # detect-secrets' detectors by format; those by key word or entropy report too much in prose.
 DETECTORS = (
     "ArtifactoryDetector", "AWSKeyDetector", "AzureStorageKeyDetector", "DiscordBotTokenDetector",
@@ -108,7 +106,18 @@ class RedactText(TextStage):
             ledger.found[find.kind, self._actions[find.kind]] += 1
         if fatal is not None:
             return None, f"holds {fatal}"
-        return redacted(text, found, self._actions), ""
+        left = redacted(text, found, self._actions)
+        return (None, NOTHING_LEFT) if found and only_tags(left) else (left, "")
+
+    def title(self, name: str, ledger: Ledger) -> tuple[str, str]:
+        """A name that is personal data and nothing else costs the document its name only."""
+        outcome, reason = self.one(name, ledger)
+        return ("", "") if reason == NOTHING_LEFT else (outcome or "", reason)
+
+
+def only_tags(text: str) -> bool:
+    """Whether a text holds tags of redaction and no word beside them."""
+    return TAG.search(text) is not None and not re.search(r"\w", TAG.sub("", text))
 
 
 def finds(text: str, kinds: tuple[str, ...], regions: tuple[str, ...]) -> list[Find]:
@@ -168,7 +177,9 @@ def searchers(kind: str, regions: tuple[str, ...]) -> tuple[Search, ...]:
     if kind == "phone":
         return (
             _phones(
-                _presidio(known.PhoneRecognizer(supported_regions=list(regions), leniency=3), 0.0, _is_phone)
+                _presidio(
+                    known.PhoneRecognizer(supported_regions=list(regions), leniency=3), 0.0, judges.is_phone
+                )
             ),
         )
     names = {
@@ -179,11 +190,17 @@ def searchers(kind: str, regions: tuple[str, ...]) -> tuple[Search, ...]:
         "crypto_wallet": ("CryptoRecognizer",),
         "national_id": NATIONAL,
     }[kind]
-    keep = {"ip": _is_public, "credit_card": _is_whole_number, "national_id": _is_national}.get(kind, _always)
+    keep = JUDGES.get(kind, _always)
     return tuple(_presidio(getattr(known, name)(), SURE, keep) for name in names)
 
 
 Judge = Callable[[str, int, int, Any], bool]  # (text, start, end, recogniser) -> is it one?
+JUDGES: dict[str, Judge] = {
+    "email": judges.is_mail,
+    "ip": judges.is_address,
+    "credit_card": judges.is_card,
+    "national_id": judges.is_national,
+}
 
 
 def _presidio(recognizer: Any, least: float, keep: Judge) -> Search:
@@ -202,7 +219,7 @@ def _phones(search: Search) -> Search:
 
     def quick(text: str) -> Iterator[tuple[int, int]]:
         for match in MAY_HOLD["phone"].finditer(text):
-            if _is_phone(text, *match.span(), None) or text[match.start() - 1 : match.start()] == "+":
+            if judges.is_phone(text, *match.span(), None) or text[match.start() - 1 : match.start()] == "+":
                 yield from search(text)
                 return
 
@@ -211,44 +228,6 @@ def _phones(search: Search) -> Search:
 
 def _always(text: str, start: int, end: int, recognizer: Any) -> bool:
     return True
-
-
-def _is_public(text: str, start: int, end: int, recognizer: Any) -> bool:
-    """Public addresses only; ``1::`` in a text on slices is an address by its letter alone."""
-    found = text[start:end]
-    if ":" in found and sum(bool(group) for group in found.split(":")) < 4:
-        return False
-    try:
-        return ipaddress.ip_address(found.split("/")[0]).is_global
-    except ValueError:
-        return False
-
-
-def _is_whole_number(text: str, start: int, end: int, recognizer: Any) -> bool:
-    """Not the digits of a decimal fraction, a version or a longer name."""
-    return not BEFORE_A_PART.search(text[max(0, start - 2) : start]) and not AFTER_A_PART.match(text, end)
-
-
-def _is_national(text: str, start: int, end: int, recognizer: Any) -> bool:
-    """Bare digits with a right check digit are an identity only where the text speaks of one."""
-    if not _is_whole_number(text, start, end, recognizer):
-        return False
-    return not text[start:end].isdigit() or _speaks_of(text, start, recognizer.context)
-
-
-def _is_phone(text: str, start: int, end: int, recognizer: Any) -> bool:
-    """Written as telephone numbers are, or a bare number where the text speaks of one."""
-    found = text[start:end]
-    if not _is_whole_number(text, start, end, recognizer):
-        return False
-    if found.startswith(("+", "(", "00")) or len(re.findall(r"\d[ ./-]+(?=\d)", found)) >= 2:
-        return "," not in text[start - 1 : start] + text[end : end + 1] or found.startswith("+")
-    return _speaks_of(text, start, PHONE_WORDS)
-
-
-def _speaks_of(text: str, start: int, words: Any) -> bool:
-    before = text[max(0, start - CONTEXT) : start].lower()
-    return any(re.search(rf"\b{re.escape(word.lower())}\b", before) for word in words or ())
 
 
 def _pattern(pattern: re.Pattern[str]) -> Search:
