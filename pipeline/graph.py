@@ -72,7 +72,7 @@ STAGES: tuple[Stage, ...] = (
         name="curate",
         version=5,
         toolchain="core",
-        sections=("curate", "model.vocab_size", "model.context"),
+        sections=("curate", "model.vocab_size", "model.context", "model.template_date"),
         uses_documents=True,
         uses_base_model=True,
         produces=(
@@ -119,7 +119,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="sample",
-        version=1,
+        version=2,
         toolchain="core",
         sections=("model", "sample", ASKED),
         consumes=(
@@ -163,13 +163,13 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         name="export",
-        version=4,
+        version=5,
         toolchain="serving",
         sections=("model", "export", ASKED),
         # The evaluation goes into the model card, and the gate reads its figures.
         consumes=(*DATA_AND_MODELS, ("evaluation", ("evaluate",))),
         optional=(*MODELS, "evaluation"),
-        carries=("deploy/triton",),
+        carries=("deploy/triton", "pipeline/conversations"),
         uses_base_model=True,
         uses_adapters=True,
         produces=(

@@ -70,6 +70,7 @@ class ChatTokenizer:
         self._tails = {token[:at] for token in spelled for at in range(1, len(token))}
         self._marked: dict[str, tuple[Any, dict[int, int], int]] = {}
         self._opening = self._opening_of_answers()
+        self._with_marks(SPARE[0][0])  # a second or two for a large vocabulary, which no request shall wait for
 
     @classmethod
     def of_folder(cls, folder: Path) -> ChatTokenizer:
@@ -143,15 +144,14 @@ class ChatTokenizer:
 
         Raises :class:`ConversationError` where the template renders the prompt or the answer otherwise than it was given.
         """
-        asked = self.render(messages[:-1])
-        rendered = self._rendered(messages, False)
-        if not rendered.text.startswith(asked):
-            raise ConversationError("the chat template renders what was asked otherwise once it is answered")
-        places = [*(place for place in rendered.answers if place < len(asked)), len(asked)]
-        rendered = _Rendered(rendered.text, rendered.control, places)
-        self._require(rendered, len(asked), messages[-1])
+        rendered, _, _ = self._last_answer(messages)
         *before, last = self._runs(rendered)
         return [token for run in before for token in run], self._ended(last)
+
+    def answered_text(self, messages: Messages) -> tuple[str, str]:
+        """As :meth:`answered`, as text: the prompt, and the answer up to the token that ends its turn, and without it."""
+        rendered, start, end = self._last_answer(messages)
+        return rendered.text[:start], rendered.text[start:end]
 
     def all_answers(self, messages: Messages) -> list[tuple[list[int], int]]:
         """The tokens of a conversation in runs, a new one where each answer begins, and how many of each are the answer's."""
@@ -163,7 +163,7 @@ class ChatTokenizer:
                 "answer of a conversation can be learned: set train.answers=last"
             )
         for place, answer in zip(rendered.answers, answers, strict=True):
-            self._require(rendered, place, answer)
+            self._end_of_answer(rendered, place, answer)
         first, *runs = self._runs(rendered)
         lengths = [len(self._ended(run)) for run in runs]
         runs[-1] = runs[-1][: lengths[-1]]
@@ -266,8 +266,19 @@ class ChatTokenizer:
                     places.append(len(asked))
         return places
 
-    def _require(self, rendered: _Rendered, place: int, message: dict[str, Any]) -> None:
-        """Raise unless the answer stands at that place as it was given, and then ends its turn."""
+    def _last_answer(self, messages: Messages) -> tuple[_Rendered, int, int]:
+        """The conversation, and from where to where the last message stands in it."""
+        asked = self.render(messages[:-1])
+        rendered = self._rendered(messages, False)
+        if not rendered.text.startswith(asked):
+            raise ConversationError("the chat template renders what was asked otherwise once it is answered")
+        start = len(asked)
+        places = [*(place for place in rendered.answers if place < start), start]
+        rendered = _Rendered(rendered.text, rendered.control, places)
+        return rendered, start, self._end_of_answer(rendered, start, messages[-1])
+
+    def _end_of_answer(self, rendered: _Rendered, place: int, message: dict[str, Any]) -> int:
+        """Where the token stands that ends the answer; raises unless the answer is there as it was given."""
         ends = (at for at, end in rendered.control if at >= place and rendered.text[at:end] == self.end)
         end = next(ends, None)
         if end is None:
@@ -280,6 +291,7 @@ class ChatTokenizer:
                 "the chat template does not render an answer as it was given, right behind the prompt and before the "
                 f"eos_token, {self.end}"
             )
+        return end
 
     def _ended(self, run: list[int]) -> list[int]:
         assert self.end_id is not None
@@ -334,7 +346,7 @@ def chosen(template: Any) -> str | None:
 _known: weakref.WeakKeyDictionary[Any, tuple[Any, ChatTokenizer]] = weakref.WeakKeyDictionary()
 
 
-def of(tokenizer: Any) -> ChatTokenizer:
+def chat_tokenizer(tokenizer: Any) -> ChatTokenizer:
     """That of a fast tokenizer of transformers, as it is now; kept, for it takes a while to make."""
     named = {name: str(value) for name in NAMES if (value := getattr(tokenizer, name, None)) is not None}
     state = (tokenizer.chat_template, named, len(tokenizer))

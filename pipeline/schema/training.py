@@ -57,6 +57,9 @@ class Model:
         "how conversations are written where the base has no template: a file, or a name of configs/chat_templates",
         identity=False,
     )
+    template_date: str | None = setting(
+        None, "the day (YYYY-MM-DD) that stands where the base's chat template reads today's date"
+    )
     vocab_size: int = setting(4096, "tokens of the byte-level BPE tokenizer that curation trains", ge=300)
     hidden_size: int = setting(128, "width", ge=8)
     intermediate_size: int = setting(384, "width of the feed-forward layers", ge=8)

@@ -46,10 +46,12 @@ def tokenizer_folder(step: Step) -> Path:
 
 
 def load_tokenizer(step: Step) -> Any:
-    """The tokenizer, as the class that transformers 4.57 and 5 both know."""
+    """The tokenizer, as the class that transformers 4.57 and 5 both know; it decodes without clean-up."""
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(tokenizer_folder(step))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder(step))
+    tokenizer.clean_up_tokenization_spaces = False
+    return tokenizer
 
 
 def load_asking_tokenizer(step: Step) -> Any:

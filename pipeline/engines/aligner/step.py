@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.engines.aligner import data, launch, package
 from pipeline.engines.aligner.config import configuration
-from pipeline.engines.nemo.step import checkpoint, sealed, together
+from pipeline.engines.nemo.step import checkpoint, sealed, together, told
 from pipeline.schema import Align, Model
 from pipeline.stages.models import latest_model, load_tokenizer, model_folder
 from pipeline.stages.step import InputError, Step, read_jsonl
@@ -32,7 +32,7 @@ def run(step: Step) -> None:
     sealed(
         step,
         "data",
-        lambda part: data.write_pairs(step.inputs["data"], tokenizer, shape.context, batch, part),
+        lambda part: told(step, data.write_pairs(step.inputs["data"], tokenizer, shape.context, batch, part)),
     )
     first = read_jsonl(pairs / data.FILES["train"])[0]
     checked += package.check_data(set(first))

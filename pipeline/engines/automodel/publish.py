@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.conversations.documents import answer_ends
 from pipeline.schema import Model, Optimisation
 from pipeline.stages.step import Step, write_json
 
@@ -95,9 +96,7 @@ def _publish_full(
     name = str(kind).removeprefix("torch.")
     write_json(folder / "config.json", {**config, "dtype": name, "torch_dtype": name})
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-    ends = [tokenizer.eos_token_id]
-    if tokenizer.bos_token_id is not None:
-        ends.append(tokenizer.bos_token_id)
+    ends = [tokenizer.eos_token_id, *(answer_ends(tokenizer) - {tokenizer.eos_token_id})]
     generation = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
     write_json(folder / "generation_config.json", {"bos_token_id": tokenizer.bos_token_id, **generation})
     write_json(step.output / "model.json", {"kind": "full", "path": "model"})

@@ -1,10 +1,9 @@
 """Curated records as token sequences, with the loss where it belongs.
 
-A chat is taken apart where its template puts an assistant's answer: what stands before it
-is the prompt, tokenised as it will be when the model is asked; the answer and the token that ends its
-turn are what is learned.  Prompt and answer are tokenised apart, so no token ever spans the
-boundary between them.  A template that does not render an answer as it was written, between
-the prompt and the end of the turn, is refused (:func:`check_template`).
+Texts and conversations become tokens in :mod:`pipeline.conversations`, as they do when the model is asked: no text gives a
+control token, and prompt and answer are tokenised apart, so no token ever spans the boundary between them.  What is
+learned are the answer as the chat template renders it and the token that ends its turn.  A template that does not render an answer
+as it was written, between the prompt and the end of the turn, is refused (:func:`check_template`).
 
 An example longer than the context is dealt with as ``too_long`` says, and counted:
 
@@ -20,27 +19,32 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from pipeline import chat_templates
 from pipeline.attributes import conditioned
+from pipeline.conversations.documents import document_ends
+from pipeline.conversations.template import ConversationError
+from pipeline.conversations.tokenizer import chat_tokenizer
 from pipeline.engines.automodel.examples import IGNORED, Examples
 from pipeline.stages.step import InputError
 
 Sequence = tuple[list[int], list[int]]  # input tokens, labels
-PROBE = [
-    {"role": "user", "content": "What is asked?"},
-    {"role": "assistant", "content": "What is answered."},
-]
+
+
+def text_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The tokens of each text, none of them a control token, none added."""
+    return chat_tokenizer(tokenizer).texts(texts)
 
 
 def document_examples(tokenizer: Any, texts: list[str], context: int) -> tuple[Examples, dict[str, int]]:
-    """Documents as next-token examples, each between two end-of-text tokens.
+    """Documents as next-token examples, each between the tokens that begin and end a document.
 
     A document longer than the context is cut into windows; nothing of it is lost.
     """
-    end = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    begin, end = document_ends(tokenizer)
     sequences = []
     windows = 0
-    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []:
-        whole = [end, *ids, end]
+    for ids in text_ids(tokenizer, texts):
+        whole = [begin, *ids, end]
         for start in range(0, len(whole) - 1, context):
             window = whole[start : start + context + 1]
             if len(window) > 1:
@@ -72,7 +76,11 @@ def instruction_examples(
     for number, record in enumerate(records, start=1):
         given = {name: v for name, v in record.get("attributes", {}).items() if name in attributes}
         messages = conditioned(record["messages"], given)
-        made = fit.one(_chat(tokenizer, messages, answers), number)
+        try:
+            runs = _chat(tokenizer, messages, answers)
+        except ConversationError as error:
+            raise InputError(f"{where}: example {number}: {error}") from None
+        made = fit.one(runs, number)
         if made is not None:
             sequences.append(made)
             described += bool(given)
@@ -104,8 +112,11 @@ def preference_examples(
     for number, record in enumerate(records, start=1):
         asked = record["prompt"]  # one user turn, or the turns of a conversation
         turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-        prompt = prompt_ids(tokenizer, turns)
-        sides = [answer_ids(tokenizer, record[side]) for side in ("chosen", "rejected")]
+        try:
+            prompt = prompt_ids(tokenizer, turns)
+            sides = [answer_ids(tokenizer, turns, record[side]) for side in ("chosen", "rejected")]
+        except ConversationError as error:
+            raise InputError(f"{where}: pair {number}: {error}") from None
         over = len(prompt) + max(map(len, sides)) - (context + 1)
         prompt_left = fit.cut(len(prompt), over, number)
         if prompt_left is None:
@@ -132,14 +143,22 @@ def preference_examples(
 
 
 def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """Tokens of a conversation up to where the assistant's answer begins."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Tokens of a conversation up to where the assistant's answer begins.
+
+    Raises :class:`ConversationError` where the chat template does not take it.
+    """
+    return chat_tokenizer(tokenizer).prompt(messages)
 
 
-def answer_ids(tokenizer: Any, answer: str) -> list[int]:
-    """Tokens of an answer and of the end of its turn."""
-    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+def answer_ids(tokenizer: Any, messages: list[dict[str, str]], answer: str) -> list[int]:
+    """Tokens of an answer to a conversation, and of the end of its turn; raises as :func:`prompt_ids` does."""
+    turns = [*messages, {"role": "assistant", "content": answer}]
+    return chat_tokenizer(tokenizer).answered(turns)[1]
+
+
+def text_of(tokenizer: Any, tokens: list[int]) -> str:
+    """What tokens spell, special ones left out and nothing cleaned up."""
+    return chat_tokenizer(tokenizer).decode(tokens)
 
 
 def answer_example(prompt: list[int], answer: list[int]) -> Sequence:
@@ -155,19 +174,13 @@ def check_template(tokenizer: Any) -> None:
     Rendered as a whole, a conversation must begin with its own prompt, go on with the answer
     as it was written, and then end the turn with the tokenizer's ``eos_token``.
     """
-    prompt = tokenizer.apply_chat_template(PROBE[:1], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(PROBE, tokenize=False)
-    fault = None
-    if not whole.startswith(prompt):
-        fault = "renders a question otherwise once it is answered"
-    elif not whole[len(prompt) :].startswith(PROBE[1]["content"]):
-        fault = "does not put the answer right behind the prompt"
-    elif not whole[len(prompt) + len(PROBE[1]["content"]) :].startswith(tokenizer.eos_token):
-        fault = f"does not end an answer with the tokenizer's eos_token, {tokenizer.eos_token}"
+    template = chat_tokenizer(tokenizer).template
+    if template is None:
+        raise InputError("the tokenizer has no chat template; give it one by model.chat_template")
+    fault = chat_templates.fault(template, tokenizer.eos_token)
     if fault:
         raise InputError(
-            f"the tokenizer's chat template {fault}, so a model would not be trained on what it is asked. "
-            f"It renders {PROBE} as {whole!r}"
+            f"the tokenizer's chat template {fault}, so a model would not be trained on what it is asked"
         )
 
 
@@ -177,27 +190,13 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in handle]
 
 
-def _chat(tokenizer: Any, messages: list[dict[str, str]], answers: str) -> list[tuple[list[int], bool]]:
-    """A conversation as runs of tokens, each with whether it is learned; the last is learned."""
-    if answers == "last":
-        prompt = prompt_ids(tokenizer, messages[:-1])
-        return [(prompt, False), (answer_ids(tokenizer, messages[-1]["content"]), True)]
-    end = tokenizer.eos_token
-    runs: list[tuple[list[int], bool]] = []
-    done = ""
-    for place, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        text = tokenizer.apply_chat_template(messages[:place], tokenize=False, add_generation_prompt=True)
-        if not text.startswith(done):
-            raise InputError(
-                "the tokenizer's chat template renders earlier turns otherwise when later ones follow, so "
-                "only the last answer of a conversation can be learned: set train.answers=last"
-            )
-        runs.append((list(tokenizer(text[len(done) :], add_special_tokens=False)["input_ids"]), False))
-        runs.append((answer_ids(tokenizer, message["content"]), True))
-        done = text + message["content"] + end
-    return runs
+def _chat(tokenizer: Any, messages: list[dict[str, str]], answers: str) -> list[tuple[list[int], int]]:
+    """A conversation as runs of tokens, each with how many of its first ones are learned."""
+    ours = chat_tokenizer(tokenizer)
+    if answers == "all":
+        return ours.all_answers(messages)
+    prompt, answer = ours.answered(messages)
+    return [(prompt, 0), (answer, len(answer))]
 
 
 class _Fit:
@@ -225,14 +224,16 @@ class _Fit:
         self.shortened += 1
         return prompt - over
 
-    def one(self, runs: list[tuple[list[int], bool]], number: int) -> Sequence | None:
+    def one(self, runs: list[tuple[list[int], int]], number: int) -> Sequence | None:
         """The example of these runs of tokens, or None where it is left out."""
         left = self.cut(len(runs[0][0]), sum(len(run) for run, _ in runs) - (self.context + 1), number)
         if left is None:
             return None
-        runs = [(runs[0][0][len(runs[0][0]) - left :], False), *runs[1:]]
+        runs = [(runs[0][0][len(runs[0][0]) - left :], 0), *runs[1:]]
         whole = [token for run, _ in runs for token in run]
-        labels = [token if learned else IGNORED for run, learned in runs for token in run]
+        labels = [
+            token if place < learned else IGNORED for run, learned in runs for place, token in enumerate(run)
+        ]
         if all(label == IGNORED for label in labels[1:]):
             raise InputError(f"{self.where}: example {number} has no answer to learn from")
         return whole[:-1], labels[1:]

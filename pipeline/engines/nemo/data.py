@@ -6,7 +6,7 @@ chat template, up to where the answer begins) and ``output``; NeMo's ``GPTSFTDat
 the tokens and labels that the automodel engine trains on (a test holds the two together).  NeMo strips
 spaces at the ends of both texts.
 
-Pre-training: Megatron's indexed data set, one document an item, each ended by the end-of-text token; Megatron
+Pre-training: Megatron's indexed data set, one document an item, each ended by the token that ends documents; Megatron
 cuts and joins documents to full sequences, so one sequence can hold several.
 """
 
@@ -16,6 +16,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline.conversations.documents import document_ends
+from pipeline.conversations.template import ConversationError
+from pipeline.conversations.tokenizer import chat_tokenizer
 from pipeline.stages.data_sets import documents
 from pipeline.stages.step import InputError, read_jsonl, write_jsonl
 
@@ -26,36 +29,57 @@ FILES = {"train": "training.jsonl", "validation": "validation.jsonl"}
 def write_chats(data: Path, tokenizer: Any, context: int, target: Path) -> dict[str, dict[str, int]]:
     """Write curation's chats for ``FineTuningDataModule``; returns counts by split.
 
-    A chat longer than the context is left out and counted.  Raises :class:`InputError` when a
+    A chat longer than the context is left out and counted, and so is one of whose text NeMo would make other tokens
+    than the model is asked with: where a message spells a control token.  Raises :class:`InputError` when a
     split has nothing left.
     """
     target.mkdir(parents=True, exist_ok=True)
     counts = {}
     for split, name in FILES.items():
-        records = read_jsonl(data / "sft" / f"{split}.jsonl")
-        kept = [row for row in (_chat(tokenizer, record, context) for record in records) if row]
+        kept, counted = [], {"examples": 0, "too_long": 0, "read_otherwise": 0}
+        for number, record in enumerate(read_jsonl(data / "sft" / f"{split}.jsonl"), start=1):
+            try:
+                row, why = _chat(tokenizer, record["messages"], context)
+            except ConversationError as error:
+                raise InputError(f"train: {split} example {number}: {error}") from None
+            counted[why] += 1
+            kept += [row] if why == "examples" else []
         if not kept:
-            raise InputError(f"train: no {split} example fits model.context = {context}")
+            raise InputError(
+                f"train: no {split} example is left: {counted['too_long']} do not fit model.context = {context}, of "
+                f"{counted['read_otherwise']} NeMo would make other tokens than the model is asked with "
+                "(train.engine=automodel would not)"
+            )
         write_jsonl(target / name, kept)
-        counts[split] = {"examples": len(kept), "too_long": len(records) - len(kept)}
+        counts[split] = counted
     return counts
 
 
-def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    """A conversation as text, up to where the assistant's answer begins."""
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+def _chat(tokenizer: Any, messages: list[dict[str, str]], context: int) -> tuple[dict[str, str], str]:
+    """A chat as NeMo reads it, and under what it is counted."""
+    ours = chat_tokenizer(tokenizer)
+    prompt, answer = ours.answered(messages)
+    asked, answered = ours.answered_text(messages)
+    read = [*ours.spelled(asked.strip(" ")), *ours.spelled(answered.strip(" ")), tokenizer.eos_token_id]
+    if read != prompt + answer:
+        return {}, "read_otherwise"
+    fits = len(read) <= context + 1
+    return {"input": asked, "output": answered}, "examples" if fits else "too_long"
 
 
-def token_count(tokenizer: Any, text: str) -> int:
-    """Tokens of a text, none added."""
-    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _chat(tokenizer: Any, record: dict[str, Any], context: int) -> dict[str, str] | None:
-    asked = render(tokenizer, record["messages"][:-1])
-    answer = record["messages"][-1]["content"]
-    length = token_count(tokenizer, asked) + token_count(tokenizer, answer) + 1
-    return {"input": asked, "output": answer} if length <= context + 1 else None
+def left_out(counts: dict[str, dict[str, int]]) -> str:
+    """What was left out of the data for NeMo, in a sentence; empty where nothing was."""
+    reasons = {
+        "too_long": "longer than model.context",
+        "read_otherwise": "of whose text NeMo would make other tokens than the model is asked with",
+    }
+    said = [
+        f"{counted[name]:,} of {split}, {reason}"
+        for split, counted in counts.items()
+        for name, reason in reasons.items()
+        if counted.get(name)
+    ]
+    return f"left out of the data for NeMo: {'; '.join(said)}" if said else ""
 
 
 def write_documents(data: Path, tokenizer: Any, target: Path) -> dict[str, int]:
@@ -74,11 +98,11 @@ def _index(tokenizer: Any, texts: Iterable[str], prefix: Path) -> int:
     import torch
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-    end = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    _, end = document_ends(tokenizer)
     builder = IndexedDatasetBuilder(str(prefix) + ".bin", DType.optimal_dtype(len(tokenizer)))
     tokens = 0
     for text in texts:
-        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], end]
+        ids = [*chat_tokenizer(tokenizer).text(text), end]
         builder.add_document(torch.tensor(ids), [len(ids)])
         tokens += len(ids)
     builder.finalize(str(prefix) + ".idx")

@@ -47,7 +47,9 @@ def run(step: Step) -> None:
     step.phase("data")
     if step.stage == "train":
         sealed(
-            step, "data", lambda part: data.write_chats(step.inputs["data"], tokenizer, shape.context, part)
+            step,
+            "data",
+            lambda part: told(step, data.write_chats(step.inputs["data"], tokenizer, shape.context, part)),
         )
     else:
         sealed(step, "data", lambda part: data.write_documents(step.inputs["data"], tokenizer, part))
@@ -69,6 +71,14 @@ def run(step: Step) -> None:
     step.finish(
         metrics={"engine": "nemo", "parent": parent}, headline=f"{settings.max_steps:,} steps by nemo-toolkit"
     )
+
+
+def told(step: Step, counts: dict[str, dict[str, int]]) -> None:
+    """Say what of the data was left out, if anything was."""
+    from pipeline.engines.nemo.data import left_out
+
+    if said := left_out(counts):
+        step.message(said)
 
 
 def sealed(step: Step, name: str, write: Callable[[Path], object]) -> Path:

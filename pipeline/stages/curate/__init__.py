@@ -20,6 +20,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -273,7 +274,14 @@ class Curation:
         folder = self.step.output / "tokenizer"
         if self.step.base_model:
             template = self.model.chat_template
-            tokens.copy_tokenizer(self.step.base_model, folder, Path(template) if template else None)
+            day = date.fromisoformat(self.model.template_date) if self.model.template_date else None
+            passed = tokens.copy_tokenizer(
+                self.step.base_model, folder, Path(template) if template else None, day
+            )
+            if passed:
+                self.step.message(
+                    f"the chat template marks turns by text: what a user writes can pass for {' and for '.join(passed)}"
+                )
             return folder
         kept = self.step.state / "tokenizer"
         if not kept.exists():

@@ -24,6 +24,7 @@ import numpy as np
 import orjson
 from nemo_curator.backends.base import WorkerMetadata
 
+from pipeline.conversations.tokenizer import ChatTokenizer
 from pipeline.schema import Curate
 from pipeline.stages.curate.decontaminate import Grams, clean
 from pipeline.stages.curate.pairs import candidates
@@ -118,15 +119,13 @@ class Finish(FolderWork):
         self.name = "finish"
         self.own_tokenizer = own_tokenizer  # trained here, not a base model's
         self.curate = curate
-        self.splits, self.tokenizer = str(splits), str(tokenizer / "tokenizer.json")
+        self.splits, self.tokenizer = str(splits), str(tokenizer)
         self.grams = None if grams is None else str(grams)
 
     def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
         """Load the tokenizer and the n-grams of evaluation data."""
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the parallelism
-        from tokenizers import Tokenizer
-
-        self._tokenizer: Any = Tokenizer.from_file(self.tokenizer)
+        self._tokenizer = ChatTokenizer.of_folder(Path(self.tokenizer))
         self._grams = None if self.grams is None else Grams.load(Path(self.grams))
 
     def make(self, sources: list[str], part: Path) -> None:
@@ -244,6 +243,6 @@ class Finish(FolderWork):
         return counts
 
     def _count(self, batch: list[tuple[int, str]], counts: Any) -> None:
-        encoded = self._tokenizer.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
-        for (place, _), each in zip(batch, encoded, strict=True):
-            counts[place] += len(each.ids)
+        encoded = self._tokenizer.texts([text for _, text in batch])
+        for (place, _), ids in zip(batch, encoded, strict=True):
+            counts[place] += len(ids)

@@ -1,17 +1,39 @@
 """Pre-training data as tokenised Megatron files, shard by shard, through Curator's writer.
 
-Documents end with the token that separates documents in pre-training here
-(:func:`pipeline.engines.automodel.tokenise.document_examples`), not with the end of a turn.
+Documents are text to the tokenizer, whatever they spell, and end with the token that ends documents in pre-training here
+(:func:`pipeline.engines.automodel.tokenise.document_examples`), which need not be the one that ends a turn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_curator.backends.base import WorkerMetadata
 
+from pipeline.conversations.documents import document_ends
+from pipeline.conversations.tokenizer import chat_tokenizer
 from pipeline.stages.curate.shards import FolderWork
+
+
+@dataclass
+class _Encoded:
+    input_ids: list[list[int]]
+
+
+class _TextTokenizer:
+    """What Curator's writer asks of a tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)  # with the added tokens, so that every id fits into what is written
+        self.eos_token_id = document_ends(tokenizer)[1]
+
+    def batch_encode_plus(self, texts: Iterable[str], **_: Any) -> _Encoded:
+        """The tokens of texts, nothing added, whatever the writer says of padding and attention."""
+        return _Encoded(chat_tokenizer(self._tokenizer).texts(list(texts)))
 
 
 class WriteMegatron(FolderWork):
@@ -22,14 +44,10 @@ class WriteMegatron(FolderWork):
         self.tokenizer = str(tokenizer)
 
     def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
-        """Load the tokenizer; how documents end is told to Curator's writer by its end token."""
+        """Load the tokenizer."""
         from transformers import PreTrainedTokenizerFast
 
-        self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(self.tokenizer)
-        # Curator 1.4 calls a method that transformers 5 took away; calling the tokenizer is the same.
-        self._tokenizer.batch_encode_plus = self._tokenizer
-        if self._tokenizer.bos_token is not None:
-            self._tokenizer.eos_token = self._tokenizer.bos_token
+        self._tokenizer = _TextTokenizer(PreTrainedTokenizerFast.from_pretrained(self.tokenizer))
 
     def needs(self, sources: list[str]) -> list[Path]:
         """The output shard."""

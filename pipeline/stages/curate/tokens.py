@@ -9,9 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from datetime import date
 from pathlib import Path
-from typing import Any
 
+from pipeline.chat_templates import forged, turn_end
+from pipeline.conversations.documents import DOCUMENT_END
+from pipeline.conversations.marks import without_clean_up
+from pipeline.conversations.template import ConversationError, frozen
+from pipeline.conversations.tokenizer import ChatTokenizer, chat_tokenizer, chosen
 from pipeline.stages.step import InputError, write_json
 
 END_OF_TEXT, PAD, TURN_START, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -67,61 +72,63 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, context: int, folder:
             "pad_token": PAD,
             "clean_up_tokenization_spaces": False,
             "chat_template": CHAT_TEMPLATE,
+            DOCUMENT_END: END_OF_TEXT,
         },
     )
 
 
-def copy_tokenizer(base: Path, folder: Path, template: Path | None = None) -> None:
+def copy_tokenizer(
+    base: Path, folder: Path, template: Path | None = None, day: date | None = None
+) -> list[str]:
     """Save a base model's tokenizer, with the given chat template, or ours where it has none.
 
-    Its ``eos_token`` becomes what the template ends a turn with, for that is where an answer ends.
-    Raises :class:`InputError` where the tokenizer has no end-of-sequence token.
+    Its ``eos_token`` becomes what the template ends a turn with, for that is where an answer ends; documents go on to end in
+    the one that it had.  ``day`` is written into a template that reads the date.  Returns the turns that a user's text can pass
+    for (:func:`pipeline.chat_templates.forged`).
+    Raises :class:`InputError` where the tokenizer has no end-of-sequence token, or the template cannot be rendered.
     """
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
     if tokenizer.eos_token is None:
         raise InputError(f"model.base: the tokenizer in {base} names no eos_token")
+    document_end = tokenizer.init_kwargs.get(DOCUMENT_END, str(tokenizer.eos_token))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if template is not None:
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
-    if tokenizer.chat_template:
-        tokenizer.eos_token = _turn_end(tokenizer)
-    else:
-        if any(
-            tokenizer.convert_tokens_to_ids(t) in (None, tokenizer.unk_token_id)
-            for t in (TURN_START, TURN_END)
-        ):
-            raise InputError(
-                f"model.base: the tokenizer in {base} has neither a chat template nor the tokens "
-                f"{TURN_START} and {TURN_END} that ours needs; add a chat template to it"
-            )
-        tokenizer.chat_template = CHAT_TEMPLATE
-        tokenizer.eos_token = TURN_END  # what the template ends a turn with
+    own = chosen(tokenizer.chat_template) if template is None else template.read_text(encoding="utf-8")
+    if own is None and any(
+        tokenizer.convert_tokens_to_ids(t) in (None, tokenizer.unk_token_id) for t in (TURN_START, TURN_END)
+    ):
+        raise InputError(
+            f"model.base: the tokenizer in {base} has neither a chat template nor the tokens "
+            f"{TURN_START} and {TURN_END} that ours needs; give it a chat template by model.chat_template"
+        )
+    try:
+        tokenizer.chat_template = frozen(own or CHAT_TEMPLATE, day) if day else own or CHAT_TEMPLATE
+        rendering = chat_tokenizer(tokenizer).template
+        assert rendering is not None
+        spelled = [*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()]
+        tokenizer.eos_token = turn_end(rendering, spelled, str(tokenizer.eos_token))
+    except ConversationError as error:
+        raise InputError(f"{template or base}: {error}") from None
+    tokenizer.clean_up_tokenization_spaces = False
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    template = folder / "chat_template.jinja"
-    if template.exists():  # transformers 5 writes a file of its own, which 4.57's OpenVINO path ignores
-        config["chat_template"] = template.read_text(encoding="utf-8")
+    config |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        DOCUMENT_END: document_end,
+        # transformers 5 writes a file of its own for it, which older readers ignore
+        "chat_template": tokenizer.chat_template,
+    }
     write_json(folder / "tokenizer_config.json", config)
-
-
-def _turn_end(tokenizer: Any) -> str:
-    """The special token that stands behind an answer in the tokenizer's chat template.
-
-    The ``eos_token`` where none does; the template is then refused when it comes to training.
-    """
-    turns = [{"role": "user", "content": "asked"}, {"role": "assistant", "content": "answered"}]
-    behind = tokenizer.apply_chat_template(turns, tokenize=False).rsplit("answered", 1)[-1]
-    special = sorted(tokenizer.all_special_tokens + list(tokenizer.get_added_vocab()), key=len, reverse=True)
-    return next((token for token in special if behind.startswith(token)), str(tokenizer.eos_token))
+    definition = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    without_clean_up(definition.get("decoder"))
+    (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+    return forged(chat_tokenizer(tokenizer))
 
 
 def counter(folder: Path) -> Callable[[str], int]:
     """A function that counts the tokens of a text, special tokens left out."""
-    from tokenizers import Tokenizer
-
-    tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+    tokenizer = ChatTokenizer.of_folder(folder)
+    return lambda text: len(tokenizer.text(text))

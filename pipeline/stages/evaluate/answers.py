@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from pipeline.engines.automodel.tokenise import prompt_ids
+from pipeline.conversations.documents import answer_ends
+from pipeline.engines.automodel.tokenise import prompt_ids, text_of
 from pipeline.stages.evaluate.scoring import Progress
 
 
@@ -20,7 +21,7 @@ def greedy_answers(
     """
     prompts = [prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question in questions]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id} - {None}
+    ends = answer_ends(tokenizer)
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -50,4 +51,4 @@ def answer_text(tokenizer: Any, tokens: list[int], ends: set[Any]) -> str:
         if token in ends:
             tokens = tokens[:place]
             break
-    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+    return text_of(tokenizer, tokens).strip()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from pipeline.conversations.documents import answer_ends
 from pipeline.engines.automodel.tokenise import prompt_ids
 from pipeline.schema import Sample
 from pipeline.stages.evaluate.answers import answer_text
@@ -79,7 +80,7 @@ def draw(
     rows = [(place, number) for place in range(len(records)) for number in range(settings.answers)]
     ids = [prompt_ids(tokenizer, record["prompt"]) for record in records]
     rows.sort(key=lambda row: len(ids[row[0]]))  # stable: answers of a prompt stand together
-    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id} - {None}
+    ends = answer_ends(tokenizer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     answers: list[list[dict[str, Any]]] = [[{} for _ in range(settings.answers)] for _ in records]
     for start in range(0, len(rows), settings.batch_size):

@@ -52,7 +52,7 @@ def rewards(
 ) -> list[float]:
     """The reward of each answer, read at its end token, rounded to ``DIGITS`` places."""
     sequences = [
-        prompt_ids(tokenizer, turns) + answer_ids(tokenizer, answer)
+        prompt_ids(tokenizer, turns) + answer_ids(tokenizer, turns, answer)
         for turns, answer in zip(prompts, answers, strict=True)
     ]
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))

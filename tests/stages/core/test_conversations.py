@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import random
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.conversations import tokenizer as conversations
+from pipeline.chat_templates import base_fault, forged
+from pipeline.conversations.documents import document_ends
 from pipeline.conversations.template import ConversationError
-from pipeline.conversations.tokenizer import ChatTokenizer
+from pipeline.conversations.tokenizer import ChatTokenizer, chat_tokenizer
+from pipeline.engines.automodel.tokenise import document_examples, instruction_examples, preference_examples
+from pipeline.stages.curate.tokens import copy_tokenizer, counter, train_tokenizer
+from pipeline.stages.step import InputError
 from tests.chat_models import FAMILIES, TEMPLATES, TEXTS
 
 SOURCE = Path(__file__).resolve().parents[3] / "deploy/triton/contract/text_stream.py"
@@ -36,6 +43,9 @@ PLAIN_TEXT = [
 ]  # fmt: skip
 
 
+ASKING = [{"role": "user", "content": "What is a lantern?"}]
+
+
 def loaded(family: str, template: str) -> tuple[Any, ChatTokenizer]:
     written, end = TEMPLATES[template]
     tokenizer = PreTrainedTokenizerFast(
@@ -46,7 +56,7 @@ def loaded(family: str, template: str) -> tuple[Any, ChatTokenizer]:
         pad_token="<s>",
     )
     tokenizer.chat_template = written
-    return tokenizer, conversations.of(tokenizer)
+    return tokenizer, chat_tokenizer(tokenizer)
 
 
 def chat(draw: random.Random, pool: list[str], turns: int, system: bool) -> list[dict[str, str]]:
@@ -128,7 +138,7 @@ def test_a_template_that_reads_what_a_message_spells_is_refused_with_the_token()
     thinking = TEMPLATES["chatml"][0].replace("m['content']", "m['content'].split('<think>')[-1]")
     tokenizer, _ = loaded("spaces-added", "chatml")
     tokenizer.chat_template = thinking
-    ours = conversations.of(tokenizer)
+    ours = chat_tokenizer(tokenizer)
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a <think> b"}]
     with pytest.raises(ConversationError, match="reads control tokens that a message spells, <think>"):
         ours.prompt([*turns, turns[0]])
@@ -138,7 +148,7 @@ def test_a_template_that_reads_what_a_message_spells_is_refused_with_the_token()
 def test_control_tokens_that_two_messages_make_together_are_text() -> None:
     tokenizer, _ = loaded("byte-level", "chatml")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}<|im_end|>"
-    ours = conversations.of(tokenizer)
+    ours = chat_tokenizer(tokenizer)
     for first, second in (("a <|im_", "end|>"), ("<", "|im_end|>"), ("<|im_end|", ">"), ("<|i", "m_e")):
         turns = [{"role": "user", "content": text} for text in (first, second, "nd|>")]
         assert ours.prompt(turns[:2]).count(ours.control["<|im_end|>"]) == 1
@@ -165,3 +175,137 @@ def test_decoding_gives_what_tokens_spell_and_streams_the_same() -> None:
             stream = TextStream(ours.decode, [])
             assert "".join(stream.add([token]) for token in ids) + stream.finish() == whole
             assert stream.stopped is False
+
+
+@pytest.mark.parametrize("family", ["byte-level", "metaspace-first"])
+def test_turns_that_a_users_text_can_pass_for_are_found(family: str) -> None:
+    """A template that marks a turn by text alone cannot keep users from writing one, and it is said."""
+    found = {template: forged(loaded(family, template)[1]) for template in TEMPLATES}
+    assert found.pop("llama2") == found.pop("plain") == ["a system turn", "an answer"]
+    assert not any(found.values())
+    tokenizer, _ = loaded(family, "chatml")
+    tokenizer.chat_template = TEMPLATES["chatml"][0].replace("<|im_start|>", "### ").replace("<|im_end|>", "")
+    assert forged(chat_tokenizer(tokenizer)) == ["a system turn", "an answer"]
+
+
+def test_a_base_is_read_for_what_its_template_would_stop_later(tmp_path: Path) -> None:
+    tokenizer, _ = loaded("metaspace-first", "chatml")
+    tokenizer.save_pretrained(tmp_path)
+
+    def told(template: str, day: date | None = None) -> str | None:
+        (tmp_path / "given.jinja").write_text(template, encoding="utf-8")
+        return base_fault(tmp_path, tmp_path / "given.jinja", day)
+
+    assert base_fault(tmp_path, None, None) is None
+    assert all(told(template) is None for template, _ in TEMPLATES.values())
+    chatml, day = TEMPLATES["chatml"][0], date(2026, 3, 1)
+    dated = "{{ strftime_now('%d %b %Y') }}" + chatml
+    assert "freeze it by setting model.template_date" in str(told(dated))
+    assert told(dated, day) is None
+    assert "model.template_date would change nothing" in str(told(chatml, day))
+    assert "cannot be read" in str(told("{% for %}"))
+    assert "renders a question otherwise" in str(told(chatml.replace("assistant\n", "assistant \n")))
+    assert "right behind the prompt" in str(told(chatml.replace("m['content']", "m['content'] | upper")))
+    assert "does not end an answer" in str(told(chatml.replace("<|im_end|>", "")))
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    assert "cannot be read" in str(base_fault(tmp_path, None, None))
+
+
+def test_a_bases_tokenizer_is_kept_as_its_documents_had_it(tmp_path: Path) -> None:
+    """Documents end in the end token that the base had, answers in what the template ends them with (document-end-token)."""
+    tokenizer, _ = loaded("metaspace-first", "trimmed")
+    tokenizer.eos_token, tokenizer.clean_up_tokenization_spaces = "</s>", True
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert copy_tokenizer(tmp_path / "base", tmp_path / "kept") == []
+    kept = PreTrainedTokenizerFast.from_pretrained(tmp_path / "kept")
+    assert (kept.eos_token, kept.clean_up_tokenization_spaces) == ("<|im_end|>", False)
+    begin, end = (kept.convert_tokens_to_ids(token) for token in ("<s>", "</s>"))
+    assert document_ends(kept) == (begin, end)
+    assert document_ends(tokenizer) == (begin, end)  # as the base itself says
+    examples, _ = document_examples(kept, ["A document that speaks of </s> and <|im_end|>."], 64)
+    assert examples.inputs[0] == begin
+    assert examples.labels[-1] == end
+    assert not {begin, end, kept.eos_token_id} & set(examples.labels[:-1].tolist())
+    again = tmp_path / "again"
+    assert copy_tokenizer(tmp_path / "kept", again) == []  # as a base of a later recipe
+    assert document_ends(PreTrainedTokenizerFast.from_pretrained(again)) == (begin, end)
+    assert ChatTokenizer.of_folder(again).prompt(ASKING) == chat_tokenizer(kept).prompt(ASKING)
+
+
+def test_a_date_in_the_template_is_the_settings_wherever_it_is_rendered(tmp_path: Path) -> None:
+    tokenizer, _ = loaded("byte-level", "chatml")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + TEMPLATES["chatml"][0]
+    tokenizer.save_pretrained(tmp_path / "base")
+    with pytest.raises(InputError, match=r"setting model\.template_date"):
+        copy_tokenizer(tmp_path / "base", tmp_path / "none")
+    copy_tokenizer(tmp_path / "base", tmp_path / "kept", None, date(2026, 3, 1))
+    kept = PreTrainedTokenizerFast.from_pretrained(tmp_path / "kept")
+    rendered = ChatTokenizer.of_folder(tmp_path / "kept").render(ASKING)
+    assert rendered.startswith("01 Mar 2026\n<|im_start|>user")
+    assert kept.apply_chat_template(ASKING, tokenize=False, add_generation_prompt=True) == rendered
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer that curation trains."""
+    folder = tmp_path_factory.mktemp("own")
+    train_tokenizer(TEXTS, 400, 64, folder)
+    return folder
+
+
+def test_an_answer_that_speaks_of_the_end_of_a_turn_does_not_end_there(own: Path) -> None:
+    """literal-special-tokens and awkward-chats, line 11."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(own)
+    asked, answer = "Which token ends a turn?", "It is <|im_end|> and then the text goes on."
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    made, _ = instruction_examples(tokenizer, [{"messages": turns}], 256)
+    labels = [label for label in made.labels.tolist() if label >= 0]
+    assert labels.index(tokenizer.eos_token_id) == len(labels) - 1
+    assert tokenizer.decode(labels[:-1]) == answer
+    pair = {"prompt": "hi<|im_end|>", "chosen": answer, "rejected": "<|im_start|>"}
+    made, _, _ = preference_examples(tokenizer, [pair], 256)
+    assert made.inputs.tolist().count(tokenizer.eos_token_id) == 2  # of the question, in each of the two
+    longer = conversations_tokens(own, "hi<|im_end|>") - conversations_tokens(own, "hi")
+    assert longer == len(ChatTokenizer.of_folder(own).text("<|im_end|>")) > 1
+
+
+def conversations_tokens(folder: Path, text: str) -> int:
+    return len(ChatTokenizer.of_folder(folder).prompt([{"role": "user", "content": text}]))
+
+
+def test_a_document_that_speaks_of_the_end_of_text_is_text_in_every_form(own: Path, tmp_path: Path) -> None:
+    from pipeline.stages.curate.megatron import WriteMegatron
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(own)
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert document_ends(tokenizer) == (end, end) != (tokenizer.eos_token_id,) * 2
+    texts = ["It ends in <|endoftext|> and goes on.", "<|im_end|>"]
+    made, _ = document_examples(tokenizer, texts, 256)
+    assert made.labels.tolist().count(end) == 2
+    assert tokenizer.decode(made.labels.tolist()) == "<|endoftext|>".join([*texts, ""])
+    shard = tmp_path / "00000.jsonl"
+    shard.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    work = WriteMegatron(own)
+    work.setup()
+    (tmp_path / "part").mkdir()
+    work.make([str(shard)], tmp_path / "part")
+    stored = np.fromfile(tmp_path / "part" / "records.bin", dtype=np.uint16).tolist()
+    assert stored == made.labels.tolist()
+    count = counter(own)
+    assert sum(map(count, texts)) == len(stored) - 2
+
+
+def test_a_conversation_that_cannot_be_rendered_is_told_with_its_place(own: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(own)
+    tokenizer.chat_template = TEMPLATES["chatml"][0].replace(
+        "m['content']", "m['content'] | replace('lamp', 'sun')"
+    )
+    turns = [ASKING[0], {"role": "assistant", "content": "a lamp"}]
+    good = {"messages": [ASKING[0], {"role": "assistant", "content": "a light"}]}
+    with pytest.raises(
+        InputError, match=r"the chats: example 2: .*does not render an answer as it was given"
+    ):
+        instruction_examples(tokenizer, [good, {"messages": turns}], 256, where="the chats")
+    pair = {"prompt": "q", "chosen": "a lamp", "rejected": "b"}
+    with pytest.raises(InputError, match=r"the pairs: pair 1: .*does not render an answer as it was given"):
+        preference_examples(tokenizer, [pair], 256, where="the pairs")

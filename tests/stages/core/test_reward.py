@@ -74,7 +74,9 @@ def by_transformers(model: Path, data: Path) -> list[tuple[str, float, float]]:
     for record in tokenise.read_records(data / "preference" / "validation.jsonl"):
         turns = [{"role": "user", "content": record["prompt"]}]
         prompt = tokenise.prompt_ids(tokenizer, turns)
-        sides = [prompt + tokenise.answer_ids(tokenizer, record[side]) for side in ("chosen", "rejected")]
+        sides = [
+            prompt + tokenise.answer_ids(tokenizer, turns, record[side]) for side in ("chosen", "rejected")
+        ]
         batch = tokenizer.pad({"input_ids": sides}, padding_side="right", return_tensors="pt")
         with torch.no_grad():
             scores = scorer(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].tolist()

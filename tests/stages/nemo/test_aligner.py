@@ -59,7 +59,7 @@ def test_keys_are_found_however_they_are_read(tmp_path: Path) -> None:
 def test_pairs_are_lines_that_its_data_set_reads(data: Path, tokenizer: Any, tmp_path: Path) -> None:
     counts = forms.write_pairs(data, tokenizer, 128, 2, tmp_path)
     lines = read_jsonl(tmp_path / "train.jsonl")
-    assert counts["train"] == {"pairs": len(lines), "too_long": 0, "merged_tokens": 0}
+    assert counts["train"] == {"pairs": len(lines), "too_long": 0, "read_otherwise": 0}
     assert package.check_data(set(lines[0])) == 5
     assert set(lines[1]) == {"prompt", "chosen_response", "rejected_response"}
     assert (lines[0]["chosen_reward"], lines[0]["rejected_reward"]) == (4.0, 1.0)
@@ -98,7 +98,7 @@ def test_pairs_too_long_or_too_few_are_told(data: Path, tokenizer: Any, tmp_path
     for split in ("train", "validation"):
         write_jsonl(folder / f"{split}.jsonl", [*pairs, {**pairs[0], "chosen": "x y " * 100}])
     counts = forms.write_pairs(tmp_path / "data", tokenizer, 128, 2, tmp_path / "out")
-    assert counts["train"] == {"pairs": 2, "too_long": 1, "merged_tokens": 0}
+    assert counts["train"] == {"pairs": 2, "too_long": 1, "read_otherwise": 0}
     with pytest.raises(InputError, match=r"align\.global_batch_size: 3 is more than the 2 train pairs"):
         forms.write_pairs(tmp_path / "data", tokenizer, 128, 3, tmp_path / "out")
 
