@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import date
 from urllib.parse import urlsplit
 
 from pipeline import attributes, curation, schema, training_checks
@@ -298,8 +299,15 @@ def _attributes(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _model(model: schema.Model) -> Iterator[tuple[str, str]]:
+    if model.template_date is not None:
+        try:
+            date.fromisoformat(model.template_date)
+        except ValueError:
+            yield "model.template_date", f"{model.template_date!r} is not a day such as 2026-11-30"
     if model.base is not None:
         return
+    if model.template_date is not None:
+        yield "model.template_date", "means nothing without model.base: the template made here reads no date"
     if model.hidden_size % model.heads:
         yield "model.heads", f"{model.heads} does not divide model.hidden_size = {model.hidden_size}"
     if (model.hidden_size // model.heads) % 2:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.recipe import LoadedRecipe
 from pipeline.surroundings import hub_cache
 from pipeline.training_checks import target_faults
 
+ASKING = {"train", "reward", "sample", "align", "evaluate", "export"}  # stages that render conversations
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ARCHITECTURES = ("LlamaForCausalLM",)
 TEMPLATES = Path(__file__).resolve().parents[2] / "configs" / "chat_templates"
@@ -141,6 +143,19 @@ def _check_template(loaded: LoadedRecipe, base: Path) -> None:
         raise UserError(
             f"{loaded.origin('model.chat_template')}: model.chat_template: there is neither a file {name} nor a "
             f"template of that name; there are: {own}"
+        )
+    if not ASKING & set(loaded.settings.stages):
+        return
+    from pipeline.chat_templates import base_fault  # jinja2, which no other verb's start should wait for
+
+    day = loaded.settings.model.template_date
+    fault = base_fault(
+        base, None if name is None else template(name), None if day is None else date.fromisoformat(day)
+    )
+    if fault:
+        setting = "model.base" if name is None else "model.chat_template"
+        raise UserError(
+            f"{loaded.origin(setting)}: {setting}: the chat template of {base if name is None else name} {fault}"
         )
 
 
