@@ -28,13 +28,14 @@ def model_card(
     weights: str,
     chat_example: str,
     attributes: dict[str, int] | None = None,
+    forged: list[str] | None = None,
 ) -> str:
     """The text of the bundle's ``README.md``.
 
     ``steps`` maps a stage to its ``identity`` and ``settings`` (flat), oldest first;
     ``evaluation`` is the content of ``evaluation.json``, ``data`` of curation's
     ``report.json``; ``weights`` the precision of the served copy; ``attributes`` what the chat
-    template asks for.
+    template asks for; ``forged`` the turns that a user's text can pass for.
     """
     metadata = _metadata(model_name, recipe, evaluation, list(steps))
     sections = [
@@ -42,7 +43,7 @@ def model_card(
         f"A causal language model of {parameters:,} parameters, {_made(steps)}, "
         f"made by the recipe `{recipe}`. The weights here are fp32; the served copy is {weights}.",
         _use(parameters),
-        _prompt(chat_example, attributes or {}),
+        _prompt(chat_example, attributes or {}, forged or []),
         _training(steps),
     ]
     if data:
@@ -118,11 +119,16 @@ def _use(parameters: int) -> str:
     )
 
 
-def _prompt(chat_example: str, attributes: dict[str, int]) -> str:
+def _prompt(chat_example: str, attributes: dict[str, int], forged: list[str]) -> str:
     text = (
         "## Prompt format\n\nThe chat template of the tokenizer renders one question as:\n\n"
         f"```\n{chat_example}\n```"
     )
+    if forged:
+        text += (
+            f"\n\nIt marks turns by text and not by tokens of their own, so what a user writes can pass for "
+            f"{' or '.join(forged)}: do not rely on the system turn to bind users."
+        )
     if not attributes:
         return text
     asked = ", ".join(f"{name} {value}" for name, value in sorted(attributes.items()))

@@ -26,6 +26,7 @@ from pipeline.serving import targets
 from pipeline.serving.engines import TENSORRT_LLM, VLLM, faults
 
 SOURCE = Path(__file__).resolve().parents[2] / "deploy" / "triton"
+CONVERSATIONS = Path(__file__).resolve().parents[1] / "conversations"  # as training uses it
 FOLDERS = {
     targets.CPU_OPENVINO: "openvino_genai",
     targets.TRTLLM: "tensorrt_llm",
@@ -34,7 +35,6 @@ FOLDERS = {
 }
 # Files of the contract that only some engines use.
 NEEDED_BY = {
-    "hugging_face.py": (targets.TRTLLM, targets.TRTLLM_ENGINE, targets.VLLM),
     "beside.py": (targets.TRTLLM_ENGINE, targets.VLLM),
 }
 # The model behind the contract's: its name goes on so.
@@ -82,11 +82,13 @@ def models(export: schema.Export) -> dict[str, dict[str, str]]:
 
 
 def code(target: str) -> dict[str, str]:
-    """The Python of a model: the contract's, and the engine's of the target."""
+    """The Python of a model: the contract's, the engine's of the target, and what turns conversations into tokens."""
     folders = (SOURCE / "contract", SOURCE / FOLDERS[target])
     sources = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     sources = [file for file in sources if target in NEEDED_BY.get(file.name, (target,))]
-    return {file.name: file.read_text(encoding="utf-8") for file in sources}
+    found = {file.name: file.read_text(encoding="utf-8") for file in sources}
+    shared = sorted(CONVERSATIONS.glob("*.py"))
+    return found | {f"{CONVERSATIONS.name}/{file.name}": file.read_text(encoding="utf-8") for file in shared}
 
 
 def config(name: str, identity: str, parameters: dict[str, str]) -> str:

@@ -126,8 +126,11 @@ def test_the_repository_of_trtllm_is_whole_and_has_the_contract() -> None:
     files = repository.files(export(target="trtllm", weights="fp8", model_name="m"), "f" * 64, 8192)
     own = repository.files(export(model_name="m"), "f" * 64, 256)
     assert {"m/config.pbtxt", "m/1/model.py", "m/1/engine.py", "m/1/serve.py", "m/1/model.yaml"} <= set(files)
-    assert "m/1/hugging_face.py" in files
-    assert "m/1/hugging_face.py" not in own
+    assert "m/1/beside.py" not in own
+    # Training's own code makes tokens of what is asked.
+    for name in ("template.py", "tokenizer.py"):
+        wanted = (ROOT / "pipeline/conversations" / name).read_text(encoding="utf-8")
+        assert files[f"m/1/conversations/{name}"] == own[f"m/1/conversations/{name}"] == wanted
     # The client sees one contract: the same bytes but for the target's own parameters.
     contract = [text.split("parameters {")[0] for text in (files["m/config.pbtxt"], own["m/config.pbtxt"])]
     assert contract[0] == contract[1]

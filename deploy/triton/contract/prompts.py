@@ -1,6 +1,8 @@
 """From a request to token ids and sampling, the same for every engine that takes token ids.
 
-Standard library only.
+Messages are text, whatever they spell (``conversations``, the code that training used, too).  A ``prompt`` is its caller's own
+rendering: what spells a control token there is one, as at vLLM and OpenAI, so whoever puts other people's text into it
+must take those out of it.
 """
 
 from __future__ import annotations
@@ -8,22 +10,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from conversations.template import ConversationError
+from conversations.tokenizer import ChatTokenizer
 from parameters import Parameters, RequestError
 from sampling import Sampling, resolve
 
 UNLIMITED = 2**31
-
-
-class Tokenizer(Protocol):
-    """What an engine's tokenizer must do."""
-
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """The conversation as the prompt text of the model's chat template."""
-
-    def encode(self, text: str) -> list[int]:
-        """The token ids of a rendered prompt, nothing added."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +49,17 @@ class Limits:
         )
 
 
-def prepare(tokenizer: Tokenizer, limits: Limits, request: Parameters) -> tuple[list[int], Sampling]:
-    """The prompt's ids and the sampling.  Raises :class:`RequestError` for what does not fit."""
-    text = request.prompt if request.prompt is not None else tokenizer.render(request.messages)
-    if len(text) > limits.context * limits.longest_token:
-        raise RequestError(
-            f"the prompt has {len(text)} characters; the model reads at most {limits.context - 1} tokens"
-        )
-    ids = tokenizer.encode(text)
+def prepare(tokenizer: ChatTokenizer, limits: Limits, request: Parameters) -> tuple[list[int], Sampling]:
+    """The prompt's ids and the sampling.  Raises :class:`RequestError` for what does not fit, or cannot be rendered."""
+    try:
+        text = rendered(tokenizer, request)
+        if len(text) > limits.context * limits.longest_token:
+            raise RequestError(
+                f"the prompt has {len(text)} characters; the model reads at most {limits.context - 1} tokens"
+            )
+        ids = tokenizer.spelled(text) if request.prompt is not None else tokenizer.prompt(request.messages)
+    except ConversationError as error:
+        raise RequestError(str(error)) from None
     sampling = resolve(
         request,
         limits.defaults,
@@ -71,3 +68,8 @@ def prepare(tokenizer: Tokenizer, limits: Limits, request: Parameters) -> tuple[
         max_new_tokens=limits.max_new_tokens,
     )
     return ids, sampling
+
+
+def rendered(tokenizer: ChatTokenizer, request: Parameters) -> str:
+    """The prompt as text: the caller's own, or what the chat template makes of the messages."""
+    return request.prompt if request.prompt is not None else tokenizer.render(request.messages)

@@ -18,6 +18,7 @@ import numpy
 import openvino
 import openvino_genai as genai
 from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
+from conversations.tokenizer import ChatTokenizer
 from parameters import Parameters, RequestError
 from prompts import Limits, prepare
 from sampling import Sampling
@@ -69,7 +70,8 @@ class Engine:
         # computed in; without it an answer depends on its request only.
         scheduler.enable_prefix_caching = False
         self._pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties(threads))
-        self.tokenizer = self._pipeline.get_tokenizer()
+        # OpenVINO's own tokenizer makes control tokens of what messages spell, and cleans up what it decodes.
+        self.tokenizer = ChatTokenizer.of_folder(folder)
         self.limits = Limits.read(folder, max_new_tokens)
         self._waiting: list[_Waiting] = []
         self._running: list[_Running] = []
@@ -79,15 +81,6 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="continuous-batching", daemon=True)
         self._thread.start()
 
-    def render(self, messages: list[dict[str, str]]) -> str:
-        """The conversation as the prompt text of the model's chat template."""
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True))
-
-    def encode(self, text: str) -> list[int]:
-        """The token ids of a rendered prompt."""
-        encoded = self.tokenizer.encode(text, add_special_tokens=False).input_ids.data
-        return [int(token) for token in encoded[0]]
-
     def submit(self, request: Parameters, receiver: Receiver) -> None:
         """Queue a request.  Raises :class:`RequestError` when it cannot be served."""
         if request.lora is not None:
@@ -95,7 +88,7 @@ class Engine:
                 f"lora is {request.lora!r}; this server has no adapters to choose from: an adapter that was "
                 f"merged is a model of its own name"
             )
-        ids, sampling = prepare(self, self.limits, request)
+        ids, sampling = prepare(self.tokenizer, self.limits, request)
         if receiver(Piece(prompt_tokens=len(ids))):
             self.submit_tokens(ids, sampling, receiver)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from answers import CANCELLED, LENGTH, STOP, Piece, Receiver, TokenLogprob, told
-from hugging_face import HuggingFaceTokenizer
+from conversations.tokenizer import ChatTokenizer
 from parameters import Parameters, RequestError
 from prompts import Limits, prepare
 from sampling import Sampling
@@ -40,7 +40,7 @@ class Engine:
         max_new_tokens: int,
         context: int,
     ) -> None:
-        self.tokenizer = HuggingFaceTokenizer(checkpoint)
+        self.tokenizer = ChatTokenizer.of_folder(checkpoint)
         self.limits = Limits.read(checkpoint, max_new_tokens, context)
         self._adapters = {
             name: LoRARequest(name, number, str(folder))

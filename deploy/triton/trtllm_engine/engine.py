@@ -14,7 +14,7 @@ from typing import Any
 import numpy
 from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
 from beside import Answering, array, ask
-from hugging_face import HuggingFaceTokenizer
+from conversations.tokenizer import ChatTokenizer
 from parameters import Parameters, RequestError
 from prompts import Limits, prepare
 from sampling import Sampling
@@ -32,7 +32,7 @@ class Engine:
     def __init__(
         self, backend: str, tokenizer: Path, *, max_new_tokens: int, context: int, most: int
     ) -> None:
-        self.tokenizer = HuggingFaceTokenizer(tokenizer)
+        self.tokenizer = ChatTokenizer.of_folder(tokenizer)
         self.limits = Limits.read(tokenizer, max_new_tokens, context)
         self._backend = backend
         self._answering = Answering(most)

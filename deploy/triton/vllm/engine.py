@@ -12,9 +12,9 @@ from typing import Any
 
 from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
 from beside import Answering, array, ask, text
-from hugging_face import HuggingFaceTokenizer
+from conversations.tokenizer import ChatTokenizer
 from parameters import Parameters, RequestError
-from prompts import Limits, prepare
+from prompts import Limits, prepare, rendered
 from sampling import Sampling
 
 REASONS = {"stop": STOP, "length": LENGTH}
@@ -39,12 +39,11 @@ class Engine:
         context: int,
         most: int,
     ) -> None:
-        self.tokenizer = HuggingFaceTokenizer(checkpoint)
+        self.tokenizer = ChatTokenizer.of_folder(checkpoint)
         self.limits = Limits.read(checkpoint, max_new_tokens, context)
         self._backend, self._adapters = backend, adapters
         self._answering = Answering(most)
-        rendered = self.tokenizer.render(EXAMPLE)
-        self.tokenizer.as_text(self.tokenizer.encode(rendered), rendered)  # it says so now where that fails
+        self._text(Parameters(EXAMPLE), self.tokenizer.prompt(EXAMPLE))  # it says so now where that fails
 
     def submit(self, request: Parameters, receiver: Receiver) -> None:
         """Queue a request.  Raises :class:`RequestError` when it cannot be served."""
@@ -52,14 +51,35 @@ class Engine:
             known = ", ".join(self._adapters) or "none"
             raise RequestError(f"lora is {request.lora!r}; the adapters here are: {known}")
         ids, sampling = prepare(self.tokenizer, self.limits, request)
-        rendered = request.prompt if request.prompt is not None else self.tokenizer.render(request.messages)
-        inputs = asked(self.tokenizer.as_text(ids, rendered), sampling, request.lora)
+        inputs = asked(self._text(request, ids), sampling, request.lora)
         if receiver(Piece(prompt_tokens=len(ids))):
             self._answering.start(receiver, self._answer, inputs, sampling)
 
     def close(self) -> None:
         """Stop taking requests; those under way are answered."""
         self._answering.close()
+
+    def _text(self, request: Parameters, ids: list[int]) -> str:
+        """The text that vLLM, which tokenises and adds special tokens by itself, reads as exactly these ids.
+
+        A chat template writes the token that begins a text, and so does a tokenizer that is asked to: one of them is
+        too many.  In the history, an answer that begins with white space may be read together with the white space before it.
+        Raises :class:`RequestError` where no such text is found.
+        """
+        text, begin = rendered(self.tokenizer, request), self.tokenizer.named.get("bos_token", "")
+        wanted = [ids] if request.prompt is not None else [ids, self.tokenizer.joined(request.messages)]
+        for each in (text, text.removeprefix(begin)):
+            if self.tokenizer.read(each) in wanted:
+                return each
+        spelled = {word for turn in request.messages for word in self.tokenizer.spelled_in(turn["content"])}
+        if spelled:
+            raise RequestError(
+                f"this server's engine reads text by itself, and would take {', '.join(sorted(spelled))} in a message for "
+                "a control token: leave it out"
+            )
+        raise RequestError(
+            f"this server adds special tokens to a text: one must begin with {begin!r}, as the chat template's does"
+        )
 
     def _answer(self, inputs: list[Any], sampling: Sampling, receiver: Receiver) -> None:
         counted = 0

@@ -114,7 +114,7 @@ def _held(
     step.phase("parity check")
     try:
         reference = bundle.reference(source, generation)
-        result = parity.check(step, reference, tokenizer, exported.at_work, exported.engine)
+        result = parity.check(step, reference, tokenizer, exported.at_work, exported.tokenizer)
     finally:
         exported.close()
     return result | exported.figures | {"faults": result["faults"] + exported.faults}

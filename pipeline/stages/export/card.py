@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import schema
+from pipeline.chat_templates import forged
+from pipeline.conversations.tokenizer import chat_tokenizer
 from pipeline.report.card import model_card
 from pipeline.stages.step import Step
 
@@ -16,9 +18,8 @@ QUESTION = "What does the function os.path.join do?"
 def write(step: Step, model: Any, tokenizer: Any) -> None:
     """Write ``output/bundle/README.md``."""
     settings = step.section(schema.Export)
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
-    )
+    ours = chat_tokenizer(tokenizer)
+    chat = ours.render([{"role": "user", "content": QUESTION}])
     text = model_card(
         recipe=step.recipe,
         model_name=settings.model_name,
@@ -29,6 +30,7 @@ def write(step: Step, model: Any, tokenizer: Any) -> None:
         data=_read(step.inputs.get("data"), "report.json"),
         weights=settings.weights,
         chat_example=chat.strip(),
+        forged=forged(ours),
         attributes=step.settings["evaluate"]["attributes"],
     )
     (step.output / "bundle" / "README.md").write_text(text, encoding="utf-8")

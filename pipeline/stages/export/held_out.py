@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.conversations.tokenizer import chat_tokenizer
 from pipeline.stages.data_sets import documents
 from pipeline.stages.step import InputError, Step, read_jsonl
 
@@ -40,7 +41,7 @@ def texts(step: Step, tokenizer: Any, count: int, length: int) -> list[list[int]
     for split in ("test", "validation"):
         found = []
         for record in documents(step.inputs["data"], split):
-            ids = tokenizer(record["text"], add_special_tokens=False)["input_ids"][:length]
+            ids = chat_tokenizer(tokenizer).text(record["text"])[:length]
             if len(ids) > 1:
                 found.append(ids)
             if len(found) == count:

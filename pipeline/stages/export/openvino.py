@@ -22,13 +22,13 @@ GROUP = 64  # inputs that share an int4 scale; layers of another width get one s
 
 
 def convert(model: Any, tokenizer: Any, folder: Path, weights: str) -> None:
-    """Write the OpenVINO IR of a causal language model (in bf16 for bf16 weights) and of its tokenizer.
+    """Write the OpenVINO IR of a causal language model (in bf16 for bf16 weights), and its tokenizer as it is.
 
     The model is stateful with a ``beam_idx`` input, which is what OpenVINO GenAI turns
-    into paged attention.  Raises :class:`InputError` for a tokenizer or an architecture
-    that cannot be converted.
+    into paged attention.  Its tokenizer is not converted: OpenVINO's makes control tokens of what messages spell, and
+    cleans up what it decodes.  Raises :class:`InputError` for an architecture that cannot be converted.
     """
-    from optimum.exporters.openvino.convert import export_from_model, export_tokenizer
+    from optimum.exporters.openvino.convert import export_from_model
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -44,11 +44,7 @@ def convert(model: Any, tokenizer: Any, folder: Path, weights: str) -> None:
             )
         except ValueError as error:
             raise InputError(f"OpenVINO cannot convert this model: {error}") from error
-        export_tokenizer(tokenizer, folder)
-    if not (folder / "openvino_tokenizer.xml").exists() or not (folder / "openvino_detokenizer.xml").exists():
-        raise InputError(
-            f"OpenVINO cannot convert the tokenizer ({type(tokenizer.backend_tokenizer.model).__name__})"
-        )
+    tokenizer.save_pretrained(folder)
     if weights in ("int8", "int4"):
         _compress(folder, weights)
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline import schema
+from pipeline.chat_templates import forged
+from pipeline.conversations.tokenizer import chat_tokenizer
 from pipeline.stages.export import held_out
 from pipeline.stages.export.agreement import (
     TIE,
@@ -58,20 +60,17 @@ class AtWork(Protocol):
 
 
 def check(
-    step: Step, reference: Reference, tokenizer: Any, exported: AtWork, engine: Any = None
+    step: Step, reference: Reference, tokenizer: Any, exported: AtWork, served: Any = None
 ) -> dict[str, Any]:
     """Compare on held-out questions and documents; the content of parity.json.
 
-    ``engine``, where there is one, renders the chat template as the server will.
+    ``served``, where there is one, is the tokenizer with which the server will render the chat template.
     """
     settings = step.section(schema.Export)
     conversations = held_out.conversations(step, settings.parity_prompts)
     room = int(reference.model.config.max_position_embeddings) - settings.parity_tokens
-    prompts = [
-        tokenizer.apply_chat_template([messages[0]], add_generation_prompt=True, return_dict=False)[-room:]
-        for messages in conversations
-    ]
-    templates = [] if engine is None else template_differences(engine, tokenizer, conversations)
+    prompts = [chat_tokenizer(tokenizer).prompt([messages[0]])[-room:] for messages in conversations]
+    templates = [] if served is None else template_differences(served, tokenizer, conversations)
     tokens, logits = Tokens(prompts=len(prompts)), LogitsSum()
     got = exported.answers(prompts, settings.parity_tokens)
     probes: list[dict[str, Any]] = []
@@ -82,7 +81,7 @@ def check(
         logits.add(exported.logits(ids)[start:-1], theirs)
         _count(tokens, tokenizer, prompt, ours, wanted, theirs)
         if ours == wanted and len(prompt) < room and len(probes) < PROBES:
-            text = tokenizer.decode(ours, skip_special_tokens=True)
+            text = chat_tokenizer(tokenizer).decode(ours)
             probes.append({"messages": messages[:1], "text": text})
         step.progress(done, len(prompts), "prompts")
     perplexity = _perplexity(step, reference, tokenizer, exported)
@@ -104,8 +103,9 @@ def check(
         "logits": plain(figures),
         "perplexity": None if perplexity is None else plain(perplexity),
         "tolerance": plain(tolerance),
-        "template_equal": None if engine is None else len(conversations) - len(templates),
+        "template_equal": None if served is None else len(conversations) - len(templates),
         "template_examples": templates[:EXAMPLES],
+        "turns_that_text_can_pass_for": forged(chat_tokenizer(tokenizer)),
         "faults": faults,
         "probes": probes,
     }
@@ -172,16 +172,17 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def template_differences(
-    engine: Any, tokenizer: Any, conversations: list[list[dict[str, str]]]
+    served: Any, tokenizer: Any, conversations: list[list[dict[str, str]]]
 ) -> list[dict[str, str]]:
     """The renderings that differ, of the first question or of the whole conversation; one each at most."""
     found = []
     for messages in conversations:
         for part in (messages[:1], messages):
-            exported = engine.render(part)
+            exported = served.render(part)
             wanted = tokenizer.apply_chat_template(part, add_generation_prompt=True, tokenize=False)
-            ids = tokenizer(wanted, add_special_tokens=False)["input_ids"]
-            if exported.encode() != wanted.encode() or engine.encode(exported) != ids:
+            if exported.encode() != wanted.encode() or served.prompt(part) != chat_tokenizer(
+                tokenizer
+            ).prompt(part):
                 found.append({"exported": exported, "hugging_face": wanted})
                 break
     return found

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import schema
+from pipeline.conversations.tokenizer import chat_tokenizer
 from pipeline.serving.targets import PRECISIONS, width_fault
 from pipeline.stages.data_sets import documents
 from pipeline.stages.step import InputError, Step, read_jsonl
@@ -40,11 +41,11 @@ def calibration(step: Step, tokenizer: Any) -> list[list[int]]:
 
 
 def _texts(step: Step, tokenizer: Any) -> Iterator[list[int]]:
-    data = step.inputs["data"]
+    data, ours = step.inputs["data"], chat_tokenizer(tokenizer)
     for record in read_jsonl(data / "sft" / "train.jsonl"):
-        yield tokenizer.apply_chat_template(record["messages"], return_dict=False)
+        yield [token for run in ours.runs(record["messages"], generation=False) for token in run]
     for record in documents(data, "train"):
-        ids = tokenizer(record["text"], add_special_tokens=False)["input_ids"]
+        ids = ours.text(record["text"])
         if ids:
             yield ids
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-LOADED = ("engine", "answers", "hugging_face", "parameters", "prompts", "sampling", "text_stream")
+LOADED = ("engine", "answers", "conversations", "parameters", "prompts", "sampling", "text_stream")
 
 
 def served_module(folder: Path, name: str) -> ModuleType:
@@ -16,8 +16,8 @@ def served_module(folder: Path, name: str) -> ModuleType:
     sys.dont_write_bytecode = True  # the repository is published as it is
     sys.path.insert(0, str(folder))
     try:
-        for loaded in LOADED:
-            sys.modules.pop(loaded, None)
+        for loaded in [name for name in sys.modules if name.split(".")[0] in LOADED]:
+            del sys.modules[loaded]
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(folder))

@@ -21,12 +21,12 @@ from pipeline.stages.step import Step
 class Exported:
     """What was written, at work.
 
-    ``engine`` renders the chat template as the server will, where the server's own engine runs here.
+    ``tokenizer`` is the server's, over the files that it will read.
     ``figures`` go into parity.json beside the comparison, ``faults`` stop the export.
     """
 
     at_work: AtWork
-    engine: Any = None
+    tokenizer: Any = None
     figures: dict[str, Any] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
@@ -58,7 +58,7 @@ def openvino_model(step: Step, tokenizer: Any, name: str, source: Path) -> Expor
     # The defaults of requests, the same bytes as the bundle's.
     shutil.copyfile(source / "generation_config.json", version / "openvino" / "generation_config.json")
     exported = openvino.Exported(version, kv_cache_gb=settings.kv_cache_gb, threads=step.threads)
-    return Exported(exported, exported.engine, close=exported.close)
+    return Exported(exported, exported.engine.tokenizer, close=exported.close)
 
 
 def _checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], folder: Path) -> Exported:
@@ -135,7 +135,7 @@ def _engine_checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], v
 def _served_tokenizer(step: Step, folder: Path) -> Any:
     """What renders the chat template on the server, over the files that it will read."""
     front = step.output / "repository" / step.section(schema.Export).model_name / "1"
-    return served_module(front, "hugging_face").HuggingFaceTokenizer(folder)
+    return served_module(front, "conversations.tokenizer").ChatTokenizer.of_folder(folder)
 
 
 def _adapters(settings: schema.Export, folder: Path) -> None:
