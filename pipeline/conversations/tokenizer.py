@@ -70,7 +70,9 @@ class ChatTokenizer:
         self._tails = {token[:at] for token in spelled for at in range(1, len(token))}
         self._marked: dict[str, tuple[Any, dict[int, int], int]] = {}
         self._opening = self._opening_of_answers()
-        self._with_marks(SPARE[0][0])  # a second or two for a large vocabulary, which no request shall wait for
+        self._with_marks(
+            SPARE[0][0]
+        )  # a second or two for a large vocabulary, which no request shall wait for
 
     @classmethod
     def of_folder(cls, folder: Path) -> ChatTokenizer:
