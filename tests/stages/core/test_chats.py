@@ -398,3 +398,72 @@ def test_the_same_bytes_with_any_hash_seed_and_any_number_of_workers(chats: list
         )
         printed.add(done.stdout)
     assert len(printed) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("    return x", "    return x"),
+        ("\n\n    return x\n", "    return x"),
+        (" \t\n\treturn x  \n\n", "\treturn x"),
+        (" Paris", "Paris"),  # what separates prompt and completion
+        ("  - a\n  - b", "  - a\n  - b"),
+        ("a\n\n  b", "a\n\n  b"),
+        ("a\r\n", "a"),
+    ],
+)
+def test_white_space_around_a_turn(text: str, kept: str) -> None:
+    """The case "awkward-chats": a leading indent stays."""
+    made, _ = normalise(chat("Finish it.", text))
+    assert made == chat("Finish it.", kept)
+    made, _ = normalise({"instruction": "Fix.", "input": text, "output": "Done."})
+    assert made == chat(f"Fix.\n\n{kept}", "Done.")
+
+
+@pytest.mark.parametrize(
+    ("more", "where", "said"),
+    [
+        ({"tools": [{"name": "f"}]}, "record", "the record describes tools in 'tools'"),
+        ({"functions": [{"name": "f"}]}, "record", "the record describes tools in 'functions'"),
+        ({"images": ["a.png"]}, "record", "the record has 'images'"),
+        (
+            {"tool_calls": [{"id": 1}]},
+            "turn",
+            "turn 2 (assistant) calls a tool outside its text ('tool_calls')",
+        ),
+        ({"function_call": {"name": "f"}}, "turn", "calls a tool outside its text ('function_call')"),
+        ({"weight": 0}, "turn", "turn 2 (assistant) has 'weight' '0', and every answer is learned alike"),
+        ({"loss": False}, "turn", "has 'loss' 'False'"),
+        ({"train": 0.5}, "turn", "has 'train' '0.5'"),
+        ({"audio": {"id": "x"}}, "turn", "turn 2 (assistant) has 'audio'"),
+    ],
+)
+def test_what_would_change_the_lesson_is_refused_by_name(more: dict[str, Any], where: str, said: str) -> None:
+    record = chat("Hello?", "Hello.")
+    (record if where == "record" else record["messages"][1]).update(more)
+    made, fault = normalise(record)
+    assert made is None
+    assert said in str(fault)
+
+
+def test_what_is_not_used_is_named() -> None:
+    record = Noted(
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Hello?", "cache": 1}], "name": "Ada", "weight": 0},
+                {"role": "assistant", "content": "Hello.", "thinking": "hm", "reasoning_content": "so", "weight": 1},
+            ],
+            "id": 7, "prompt": "Hello?", "tools": [], "images": None, "source": "", "metadata": {"a": 1},
+        }
+    )  # fmt: skip
+    assert normalise(record) == (chat("Hello?", "Hello."), None)
+    assert record.unused() == [
+        "id",
+        "prompt",
+        "metadata",
+        "part: cache",
+        "turn: name",
+        "turn: reasoning_content",
+        "turn: thinking",
+        "turn: weight",
+    ]

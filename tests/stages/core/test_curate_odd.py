@@ -188,3 +188,34 @@ def test_a_users_pairs_and_the_lines_they_are_told_by(curate: Callable[..., Any]
     assert report["unreadable_records"] == 3
     said = refused(tmp_path / "v", [source], scored=schema.Scored(path=str(path)), max_bad_share=0.25)
     assert "cannot be read" in said
+
+
+def test_documents_are_whole_and_what_a_recipe_cuts_is_told(
+    run_stage: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The case "long-document"."""
+    rows = [prose(n, text=f"Chapter {n}. " + PROSE.format(n, n) * 60 + f"End of {n}.") for n in range(12)]
+    rows += [{"text": ""}, {"text": None}, *(prose(n, url="x", meta={"a": 1}) for n in range(20, 30))]
+    made = {}
+    for limit in (0, 500):
+        wanted = {
+            "sources": [jsonl(tmp_path / "a.jsonl", rows)],
+            "stages": ["UnicodeReformatter"],
+            "pairs": False,
+        }
+        if limit:
+            wanted["max_characters"] = limit
+        made[limit] = run_stage("curate", tmp_path / f"w{limit}", curate=wanted) / "output"
+    whole = [row["text"] for split in ("train", "validation", "test") for row in documents(made[0], split)]
+    assert sum(text.endswith(f"End of {n}.") for text in whole for n in range(12)) == 12
+    reports = {limit: json.loads((made[limit] / "report.json").read_text()) for limit in made}
+    assert reports[0]["cut"] == {}
+    assert reports[0]["fates"] == {"reading": {"the text is empty": 2}}
+    assert reports[0]["unused_fields"] == {"sources.0": {"meta": 10, "url": 10}}
+    assert reports[500]["cut"]["documents"] == 12
+    told = [event["text"] for event in events(made[500].parent, "warning")]
+    assert any("12 of 22 documents are cut to 500 characters: 9" in text for text in told), told
+    assert any(
+        "curate.sources.0: these fields of its records are not used: meta (10), url (10)" in t for t in told
+    )
+    assert "Cut or not used" in (made[500] / "card.html").read_text()

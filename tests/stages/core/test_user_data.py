@@ -64,6 +64,7 @@ def made(
     ]
     chats += [chats[0], chats[1]]  # equal prompts
     chats += [
+        {"id": 7, "messages": [{"role": "user", "content": "Write it all"}, {"role": "assistant", "content": "So " * 990, "thinking": "hm"}]},
         {"messages": [{"role": "user", "content": "long"}, {"role": "assistant", "content": "word " * 2000}]},
         {"messages": [{"role": "user", "content": "no answer"}]},
         {"messages": [{"role": "user", "content": "Write to me@example.org"}, {"role": "assistant", "content": "Done."}]},
@@ -96,19 +97,20 @@ def made(
 def test_every_form_becomes_a_chat_and_nothing_is_lost_unseen(made: Path) -> None:
     chats = everything(made / "sft")
     report = json.loads((made / "report.json").read_text())
-    assert len(chats) == 201 - report["left_out_of_pairs"].get("held-out answer also in training", 0)
+    assert len(chats) == 202 - report["left_out_of_pairs"].get("held-out answer also in training", 0)
     assert report["instructions"]["equal_prompts"] == 2
     assert report["left_out_of_pairs"]["a prompt that was there before"] == 2
-    assert report["instructions"]["chats"] == 203
+    assert report["instructions"]["chats"] == 204
     assert report["instructions"]["languages"]["answers"]["en"] > 100
+    assert report["unused_fields"]["instructions"] == {"id": 1, "turn: thinking": 1}
     assert any("Write to <EMAIL>" in chat["messages"][0]["content"] for chat in chats)
     reasons = {
         fault["line"]: fault["reason"]
         for fault in read(made / "quarantine.jsonl")
         if fault["input"] == "instructions"
     }
-    assert "turn 2 (assistant) has" in reasons[203]
-    assert "answer" in reasons[204]
+    assert "turn 2 (assistant) has" in reasons[204]
+    assert "answer" in reasons[205]
 
 
 def test_pairs_and_scored_answers(made: Path) -> None:

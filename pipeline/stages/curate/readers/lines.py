@@ -115,7 +115,7 @@ class _Splitter:
     """Finds where elements begin and end; holds one element at most, and looks at every byte once.
 
     A line's end closes a text, as JSON writes it ``\\n`` in one: a quotation mark too many or too
-    few then costs an element and not the rest of the file.
+    few then costs an element and not the rest of the file, where the braces still match.
     """
 
     def __init__(self, max_bytes: int) -> None:
