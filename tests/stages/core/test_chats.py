@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.stages.curate.chats import comparable, duplicate_prompts, normalise, statistics, too_long
-from pipeline.stages.curate.fields import trimmed
+from pipeline.stages.curate.fields import Noted, trimmed
 from pipeline.stages.curate.harvest import package_sources, read_docstrings
 
 ROOT = Path(__file__).resolve().parents[3]
