@@ -1,10 +1,11 @@
-"""Asking another model of the same server (BLS), for targets whose engine is a Triton backend of its own.
+"""Answering by threads, for targets whose engine is a Triton backend of its own; and asking it from inside (BLS).
 
 https://github.com/triton-inference-server/python_backend#business-logic-scripting
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ class Finished:
         """Drop what was kept before this call.  ``is_cancelled`` asks about a request that has not been answered."""
         with self._lock:
             kept, self._kept = self._kept, []
-        if is_cancelled():  # known since before, maybe, and nobody was asked
+        if kept and is_cancelled():  # known since before, maybe, and nobody was asked
             with self._lock:
                 self._kept += kept
 
@@ -52,7 +53,49 @@ class Finished:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(responses))
 
 
-FINISHED = Finished()
+class Turns:
+    """Many may read answers at once, or many begin theirs, and never one while others do the other; each side gets its turn.
+
+    Reading, the stub waits for Python's lock while it holds an iterator's (``ResponseIterator::Next``).  Who brings responses waits
+    for the iterator's while it holds the map's (``Stub::ProcessBLSResponseDecoupled``).  Who has begun waits for the map's
+    while it holds Python's (``Stub::GetResponseIterator``).  All three at once, and the process stands still for ever
+    (python_backend r24.10 to r26.07; seen after some thousands of short answers, 24 at a time).
+    """
+
+    READ, BEGIN = 0, 1
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._side = self.READ  # whose turn it is
+        self._inside = 0
+        self._waiting = [0, 0]
+        self._passes = 0  # of those that waited when their turn came, whoever waits by now
+
+    @contextlib.contextmanager
+    def of(self, side: int) -> Iterator[None]:
+        """A turn of this side."""
+        with self._changed:
+            self._waiting[side] += 1
+            self._changed.wait_for(lambda: self._may(side))
+            self._waiting[side] -= 1
+            self._passes -= self._passes > 0
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                if not self._inside and not self._passes and self._waiting[1 - side]:
+                    self._side, self._passes = 1 - side, self._waiting[1 - side]
+                self._changed.notify_all()
+
+    def _may(self, side: int) -> bool:
+        if not self._inside and not self._passes and not self._waiting[1 - side]:
+            self._side = side
+        return self._side == side and (self._passes > 0 or not self._waiting[1 - side])
+
+
+FINISHED, TURNS = Finished(), Turns()
 
 
 class Answering:
@@ -91,9 +134,10 @@ def ask(model: str, inputs: list[Any], outputs: list[str], request_id: str = "")
     request = triton.InferenceRequest(
         model_name=model, inputs=inputs, requested_output_names=outputs, request_id=request_id
     )
-    responses = request.exec(decoupled=True)
+    with TURNS.of(Turns.BEGIN):
+        responses = request.exec(decoupled=True)  # until the first response has come
     try:
-        for response in responses:
+        while (response := following(responses)) is not None:
             if response.has_error():
                 raise RuntimeError(response.error().message())
             tensors = response.output_tensors()
@@ -103,14 +147,15 @@ def ask(model: str, inputs: list[Any], outputs: list[str], request_id: str = "")
         cancel = getattr(responses, "cancel", None)
         if cancel is not None:
             cancel()
-        while next(responses, None) is not None:
+        while following(responses) is not None:
             pass
         FINISHED.keep(responses)
 
 
-def text(name: str, value: str) -> Any:
-    """A tensor of one string."""
-    return triton.Tensor(name, numpy.array([value.encode("utf-8")], dtype=object))
+def following(responses: Any) -> Any:
+    """The next response, None after the last."""
+    with TURNS.of(Turns.READ):
+        return next(responses, None)
 
 
 def array(name: str, value: Any, kind: Any) -> Any:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
-from beside import Answering, array, ask, text
+from beside import Answering
 from conversations.tokenizer import ChatTokenizer
+from neighbour import ask
 from parameters import Parameters, RequestError
 from prompts import Limits, prepare, rendered
 from sampling import Sampling
 
 REASONS = {"stop": STOP, "length": LENGTH}
-OUTPUTS = ["text_output", "finish_reason", "num_input_tokens", "num_output_tokens"]
 ASKED = ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
 EXAMPLE = [{"role": "user", "content": "What is this?"}]
 
@@ -81,21 +81,20 @@ class Engine:
             f"this server adds special tokens to a text: one must begin with {begin!r}, as the chat template's does"
         )
 
-    def _answer(self, inputs: list[Any], sampling: Sampling, receiver: Receiver) -> None:
+    def _answer(self, inputs: dict[str, Any], sampling: Sampling, receiver: Receiver) -> None:
         counted = 0
         try:
-            names = [*OUTPUTS, "logprobs"] if sampling.logprobs else OUTPUTS
-            for outputs in ask(self._backend, inputs, names):
-                counted += int(sum(outputs["num_output_tokens"]))
-                reason = outputs["finish_reason"][0].decode()
+            for outputs in ask(self._backend, inputs):
+                counted += int(outputs["num_output_tokens"])
+                reason = str(outputs["finish_reason"])
                 piece = Piece(
-                    text=outputs["text_output"][0].decode("utf-8"),
-                    prompt_tokens=int(outputs["num_input_tokens"].reshape(-1)[0]),
+                    text=outputs["text_output"],
+                    prompt_tokens=int(outputs["num_input_tokens"]),
                     completion_tokens=counted,
                     finish_reason=REASONS.get(reason, ""),
                 )
                 if sampling.logprobs:
-                    piece.logprobs = chosen(json.loads(outputs["logprobs"][0]))
+                    piece.logprobs = chosen(json.loads(outputs["logprobs"]))
                 if reason not in ("None", *REASONS):
                     piece.error = f"generation ended: {reason}"
                 if not receiver(piece) or piece.last:
@@ -105,7 +104,7 @@ class Engine:
             receiver(Piece(error=f"the model failed: {error}"))
 
 
-def asked(prompt: str, sampling: Sampling, lora: str | None) -> list[Any]:
+def asked(prompt: str, sampling: Sampling, lora: str | None) -> dict[str, Any]:
     """The inputs of vLLM's model; nothing of the sampling is left to defaults of its own."""
     values: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,
@@ -130,11 +129,7 @@ def asked(prompt: str, sampling: Sampling, lora: str | None) -> list[Any]:
     flags = dict.fromkeys(ASKED, True) | {"stream": True, "exclude_input_in_output": True}
     if sampling.logprobs:
         flags["return_logprobs"] = True
-    return [
-        text("text_input", prompt),
-        text("sampling_parameters", json.dumps(values, allow_nan=False)),
-        *(array(name, [value], bool) for name, value in flags.items()),
-    ]
+    return {"text_input": prompt, "sampling_parameters": json.dumps(values, allow_nan=False), **flags}
 
 
 def chosen(said: list[dict[str, Any]] | None) -> list[TokenLogprob]:

@@ -89,7 +89,8 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=environment(threads, folder.resolve()),
+            # The port is for a model that asks another one.
+            env={**environment(threads, folder.resolve()), "TRITON_PORT": str(http)},
             start_new_session=True,
         )
     started = processes.find(process.pid)
