@@ -230,7 +230,11 @@ def status_text(service: Service | None) -> str:
     if service.restarts:
         text += f"; the keeper has started the model anew {service.restarts} times"
     if not keeper_runs(service):
-        text += "; its keeper is gone: nobody would start it anew"
+        text += (
+            "; its keeper is gone: the gateway starts another"
+            if gateway_runs(service.gateway)
+            else "; its keeper is gone: nobody would start it anew"
+        )
     return text
 
 

@@ -1,7 +1,7 @@
 """The Triton python-backend model: requests in, streamed answers out.
 
-    curl -s http://127.0.0.1:8000/v2/models/assistant/generate -d '{"text_input": "..."}'
-    curl -sN .../generate_stream -d '{"text_input": "...", "stream": true}'
+    curl -s http://127.0.0.1:8000/v2/models/assistant/generate -H 'Content-Type: application/json' -d '{"text_input": "..."}'
+    curl -sN .../generate_stream -H 'Content-Type: application/json' -d '{"text_input": "...", "stream": true}'
 
 The model is decoupled: ``execute`` queues a request and returns; the engine's thread
 answers through the request's response sender, token by token when ``stream`` is true and

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -142,6 +142,10 @@ def test_what_was_killed_is_seen_and_replaced(deployment: Deployment) -> None:
     os.kill(first.keeper.pid, signal.SIGKILL)
     while service.keeper_runs(first):
         time.sleep(0.05)
+    assert "the gateway starts another" in service.status_text(first)
+    os.kill(first.gateway.process.pid, signal.SIGKILL)
+    while service.gateway_runs(first.gateway):
+        time.sleep(0.05)
     assert "nobody would start it anew" in service.status_text(first)
     os.kill(first.version.pid, signal.SIGKILL)
     while server.is_running(first.version):
@@ -156,6 +160,56 @@ def test_what_was_killed_is_seen_and_replaced(deployment: Deployment) -> None:
     os.kill(second.gateway.process.pid, signal.SIGKILL)
     assert deployment.run()[0] == 0
     assert answers(deployment.record())
+
+
+def until(said: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not said():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def keepers(deployment: Deployment) -> list[int]:
+    """All keepers of a deployment that are alive."""
+    return [
+        process.pid
+        for process in processes.everything()
+        if service.KEEPER in process.command and str(deployment.path) in process.command
+    ]
+
+
+def test_a_gateway_that_stops_is_mended_and_a_keeper_is_kept_by_it(deployment: Deployment) -> None:
+    assert deployment.run()[0] == 0
+    first = deployment.record()
+    assert first.keeper is not None
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        kept = deployment.record().keeper
+        assert kept is not None
+        os.kill(kept.pid, number)
+
+        def another(kept: Mark = kept) -> bool:
+            now = deployment.record()
+            return now.keeper not in (None, kept) and service.keeper_runs(now)
+
+        until(another, 30)
+        assert keepers(deployment) == [deployment.record().keeper.pid]  # type: ignore[union-attr]
+    os.kill(first.gateway.process.pid, signal.SIGSTOP)
+    until(lambda: deployment.record().gateway != first.gateway, 90)
+    assert not service.gateway_runs(first.gateway)
+    until(lambda: not service.fault(deployment.record()), 30)
+    second = deployment.record()
+    assert second.version == first.version  # Triton was left alone
+    assert answers(second)
+    assert service.keeper_runs(second)
+    # A stopped gateway and keeper hear of the end all the same, and nothing is left.
+    assert second.keeper is not None
+    os.kill(second.keeper.pid, signal.SIGSTOP)
+    os.kill(second.gateway.process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    service.stop(second)
+    assert time.monotonic() - began < 20
+    assert keepers(deployment) == []
+    assert not service.gateway_runs(second.gateway)
 
 
 def test_what_an_interrupted_start_left_is_stopped(deployment: Deployment) -> None:
