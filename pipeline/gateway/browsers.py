@@ -13,14 +13,15 @@ https://fetch.spec.whatwg.org/#http-cors-protocol
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
 from pipeline.gateway.errors import GatewayError
 from pipeline.gateway.settings import ANY, is_loopback
 
+HOST = re.compile(r"(?:\[([0-9A-Fa-f:.%]+)\]|([^:@/\[\]\s]+))(?::\d*)?")  # RFC 9110, section 7.2
 JSON = "application/json"
 FROM_BROWSER = (b"origin", b"sec-fetch-site", b"sec-fetch-mode")
 
@@ -102,12 +103,9 @@ def _foreign(origin: str) -> GatewayError:
 
 
 def _host(value: str) -> str:
-    """The name or address of a ``Host`` header, without port and brackets; what cannot be read as it is."""
-    try:
-        found = urlsplit(f"//{value}")
-        return (found.hostname or value).rstrip(".") if found.username is None else value
-    except ValueError:
-        return value
+    """The name or address of a ``Host`` header, without port and brackets; what is neither as it is."""
+    found = HOST.fullmatch(value)
+    return (found[1] or found[2]).lower().rstrip(".") if found else value
 
 
 def _is_address(host: str) -> bool:
