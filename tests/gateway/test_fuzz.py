@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -119,7 +120,9 @@ def test_a_length_that_is_no_number_or_a_huge_one_is_refused(fuzzed: Started, le
     ) as connection:
         head = "POST /v2/models/assistant/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {length}\r\n\r\n{{}}".encode())
-        answer = connection.recv(65536)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):  # closed before all was read
+            answer = connection.recv(65536)
     assert answer[:13] in (b"HTTP/1.1 400 ", b"HTTP/1.1 413 ", b""), answer[:200]
 
 

@@ -115,7 +115,7 @@ def test_who_does_not_read_is_cut_off(start: Start) -> None:
         slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
         slow.connect(("127.0.0.1", gateway.settings["http_port"]))
         slow.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         )
         full(gateway)

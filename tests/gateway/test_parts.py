@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -138,11 +139,14 @@ def test_a_fault_of_a_stream_ends_it() -> None:
         asyncio.run(ended())
 
 
-def test_connections_are_bounded_and_do_not_wait_for_ever() -> None:
+@pytest.mark.parametrize("bounds", [{"most": 2, "share": 9}, {"most": 9, "share": 2}])
+def test_connections_are_bounded_and_do_not_wait_for_ever(bounds: dict[str, int]) -> None:
+    peers: Counter[str] = Counter()
+
     async def spoken() -> None:
         config = uvicorn.Config(
             Starlette(),
-            http=functools.partial(Connection, most=2, head_s=0.4),
+            http=functools.partial(Connection, **bounds, peers=peers, head_s=0.4),
             lifespan="off",
             log_config=None,
         )  # type: ignore[arg-type]
@@ -170,8 +174,10 @@ def test_connections_are_bounded_and_do_not_wait_for_ever() -> None:
         for _, each in [*ends, (reader, writer)]:
             each.close()
         server.close()
+        await asyncio.sleep(0.1)
 
     asyncio.run(asyncio.wait_for(spoken(), 10))
+    assert not peers  # whoever has gone is not counted
 
 
 def test_a_dead_model_leaves_the_others_of_its_version_alone() -> None:
