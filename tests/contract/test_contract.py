@@ -317,19 +317,28 @@ def test_a_request_can_be_cancelled_by_its_id(deployed: Served) -> None:
             deployed.address, deployed.model_name, text=QUESTION, max_tokens=200, ignore_end=True, **body
         )
 
+    def told(answer: Any) -> str:
+        try:
+            return "answered" if list(answer) else "no answer"
+        except ServingError as error:
+            return str(error)
+
     # In company, so that the answer takes long enough to be caught in the middle.
     others = [stream(seed=number) for number in range(24)]
     for each in others:
         next(each)
-    running = stream(request_id="r1")
-    first = next(event for event in running if event["completion_tokens"])
-    with pytest.raises(ServingError, match="'r1' is running"):
-        list(stream(request_id="r1"))
-    assert ask(deployed, cancel=True, request_id="r1")["finish_reason"] == "cancelled"
-    rest = list(running)
+    for _ in range(20):  # a tiny model's answer may be over before it is caught, where the machine is busy
+        running = stream(request_id="r1")
+        first = next(event for event in running if event["completion_tokens"])
+        again = told(stream(request_id="r1"))
+        said = ask(deployed, cancel=True, request_id="r1")
+        rest = list(running)
+        if rest[-1]["finish_reason"] == "cancelled":
+            break
     for each in others:
         each.close()
-    assert rest[-1]["finish_reason"] == "cancelled"
+    assert "'r1' is running" in again
+    assert said["finish_reason"] == rest[-1]["finish_reason"] == "cancelled"
     assert first["completion_tokens"] < rest[-1]["completion_tokens"] < 200
     # The id is free again.
     assert ask(deployed, text_input=QUESTION, max_tokens=1, request_id="r1")["completion_tokens"] == 1
