@@ -6,6 +6,7 @@ than the interpreter.
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.runner.identity import SHORT
 from pipeline.runner.lease import attempts, holder_of, live_holder, silence_s
 from pipeline.runner.store import read_artifact
 from pipeline.summary import print_summary
+from pipeline.surroundings import past_proxies
 from pipeline.toolchains import ROOT
 
 LIVE = next(stage.name for stage in STAGES if stage.live)
@@ -258,7 +260,8 @@ def fetch(options: Namespace) -> int:
     toolchain = Toolchain("core")
     toolchain.require()
     command = [str(toolchain.python), "-m", "pipeline.stages.fetch_base", model.base, model.revision]
-    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    environment = {**os.environ, **past_proxies(os.environ)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines()
         raise UserError(said[-1] if said else f"{model.base} could not be fetched")
