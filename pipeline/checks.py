@@ -201,15 +201,6 @@ def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:
     if curate.tokens and not any(weighed):
         yield "curate.tokens", "sets the size of a blend; give the sources weights"
     yield from curation.faults(curate)
-    for setting, given, stage in (
-        ("decontaminate.sets", curate.decontaminate.sets, "decontaminate"),
-        ("language.keep", curate.language.keep, "language"),
-        ("language.drop", curate.language.drop, "language"),
-        ("language.route", curate.language.route, "language"),
-        ("semantic_duplicates.model", curate.semantic_duplicates.model, "semantic-duplicates"),
-    ):
-        if given and stage not in curate.stages:
-            yield f"curate.{setting}", f"means nothing without the stage {stage!r}: add it to curate.stages"
     for name in ("near_duplicates", "prompts"):
         near = getattr(curate, name)
         if near.permutations % near.bands:

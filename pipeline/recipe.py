@@ -27,10 +27,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline import inert, schema
 from pipeline.checks import cross_checks
+from pipeline.curation import idle
 from pipeline.errors import UserError
 from pipeline.layers import Layers, Origin, leaves, locate, suggest
 from pipeline.positions import key_lines
 
+STRENGTHS = ("configs file", "recipe file", "site file", "SET")  # the layers, later ones winning
 BOUNDS = {"ge": (operator.ge, "at least"), "gt": (operator.gt, "more than"), "le": (operator.le, "at most")}
 
 
@@ -50,6 +52,10 @@ class LoadedRecipe:
             if layers:
                 return layers[-1][0]
         return Origin("default")
+
+    def ranks(self) -> dict[str, int]:
+        """For every setting that was set, how strong the layer is that set it last."""
+        return {path: STRENGTHS.index(layers[-1][0].layer) for path, layers in self.history.items()}
 
 
 def recipe_names(root: Path) -> list[str]:
@@ -95,11 +101,14 @@ def _validated(name: str, layers: Layers) -> LoadedRecipe:
         if fault:
             raise UserError(f"{loaded.origin(key)}: {key}: {fault}")
     settings.export.settle(settings.launch.gpus)
+    idle.take_out(settings.curate, loaded.ranks())
     for key, message in cross_checks(settings):
         raise UserError(f"{loaded.origin(key)}: {key}: {message}")
     for setting, because, why in inert.idle(settings):
         for key in inert.given(layers.history, setting, because):
             raise UserError(f"{loaded.origin(key)}: {key}: would change nothing: it {why}")
+    for key, message in idle.faults(settings.curate, loaded.ranks()):
+        raise UserError(f"{loaded.origin(key)}: {key}: {message}")
     return loaded
 
 

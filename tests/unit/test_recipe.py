@@ -206,3 +206,92 @@ def test_sampling_and_attributes_that_fit_are_taken(root: Path) -> None:
         "align.pairs=sample train.attributes=[verbosity,help] 'evaluate.attributes={verbosity: 1, help: 4}'",
     ).settings
     assert settings.evaluate.attributes == {"verbosity": 1, "help": 4}
+
+
+IDLE = "curate:\n  sources:\n    - {kind: jsonl, path: a.jsonl}\n"
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("  filters: {WordCountFilter: {min_words: 3}}\n", "curate.filters.WordCountFilter.min_words: changes nothing"),
+        ("  modifiers: {UnicodeReformatter: {unescape_html: false}}\n", "modifiers.UnicodeReformatter.unescape_html: changes nothing"),
+        ("  classifiers: {QualityClassifier: {filter_by: [High]}}\n", "classifiers.QualityClassifier.filter_by: changes nothing"),
+        ("  redact: {email: drop}\n", "curate.redact.email: means nothing without the stage 'redact'"),
+        ("  redact: {email: replace}\n", "curate.redact.email: means nothing without the stage 'redact'"),
+        ("  language: {keep: [en]}\n", "curate.language.keep: means nothing without the stage 'language'"),
+        ("  decontaminate: {ngram: 8}\n", "curate.decontaminate.ngram: means nothing without"),
+        ("  near_duplicates: {threshold: 0.9}\n", "curate.near_duplicates.threshold: means nothing without"),
+        ("  semantic_duplicates: {threshold: 0.9}\n", "curate.semantic_duplicates.threshold: means nothing"),
+        ("  max_epochs: 3\n", "curate.max_epochs: changes nothing"),
+        ("  pairs: false\n  content_share: 0.5\n", "curate.content_share: changes nothing"),
+        ("  pairs: false\n  max_pairs: 5\n", "curate.max_pairs: changes nothing"),
+        ("  chat_tokens: 100\n", "curate.chat_tokens: changes nothing"),
+        ("  prompts: {threshold: 0.9}\n", "curate.prompts.threshold: changes nothing"),
+        ("  scored: {min_margin: 1}\n", "curate.scored.min_margin: changes nothing"),
+        ("  synthetic: {temperature: 1}\n", "curate.synthetic.temperature: changes nothing"),
+    ],
+)  # fmt: skip
+def test_settings_of_curation_that_would_change_nothing_are_refused(
+    root: Path, section: str, words: str
+) -> None:
+    write(root, f"{IDLE}  stages: [exact-duplicates]\n{section}")
+    said = refuse(root)
+    assert words in said
+    assert said.startswith("recipes/small.yaml:")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "{kind: text, path: a, text_field: body}",
+            "text_field: changes nothing: it is for sources of kind jsonl",
+        ),
+        ("{kind: jsonl, path: a, extractor: trafilatura}", "extractor: changes nothing"),
+        ("{kind: jsonl, path: a, score_field: s}", "score_field: changes nothing"),
+        ("{kind: jsonl, path: a, embedding_field: s}", "embedding_field: changes nothing"),
+        ("{kind: jsonl, path: a, weight: 2}", "weight: changes nothing"),
+    ],
+)
+def test_settings_of_a_source_that_would_change_nothing_are_refused(
+    root: Path, source: str, words: str
+) -> None:
+    write(root, f"curate:\n  sources:\n    - {source}\n")
+    said = refuse(root)
+    assert f"curate.sources.0.{words}" in said
+    assert said.startswith("recipes/small.yaml:3: ")
+
+
+def test_a_list_of_stages_replaces_what_a_weaker_layer_set_for_its_own(root: Path) -> None:
+    """A preset's filters go with its list of stages; the recipe's own are refused."""
+    (root / "configs" / "curate").mkdir(parents=True, exist_ok=True)
+    (root / "configs" / "curate" / "web.yaml").write_text(
+        "stages: [filters, redact, near-duplicates]\nfilters: {WordCountFilter: {min_words: 3}}\n"
+        "redact: {email: hash}\nnear_duplicates: {threshold: 0.9, ngram: 4}\n"
+    )
+    write(root, f"use: {{curate: web}}\n{IDLE}  stages: [redact]\n")
+    curate = recipes.load("small", root).settings.curate
+    assert curate.filters == {}
+    assert curate.redact.email == "hash"
+    assert curate.near_duplicates.threshold == 0.8
+    assert curate.near_duplicates.ngram == 4  # the split goes by it as well
+    write(
+        root,
+        f"use: {{curate: web}}\n{IDLE}  stages: [filters, redact]\n  near_duplicates: {{which: longest}}\n",
+    )
+    assert "curate.near_duplicates.which: means nothing" in refuse(root)
+    write(root, f"use: {{curate: web}}\n{IDLE}  stages: [filters]\n  filters: {{WordCountFilter: null}}\n")
+    assert "lists 'filters'" in refuse(root)
+
+
+def test_a_recipe_written_down_whole_is_read_again(root: Path) -> None:
+    """As a submission pins it."""
+    import dataclasses
+
+    import yaml
+
+    write(root, f"{IDLE}  stages: [exact-duplicates]\n")
+    first = recipes.load("small", root).settings
+    (root / "recipes" / "whole.yaml").write_text(yaml.safe_dump({"curate": dataclasses.asdict(first.curate)}))
+    assert recipes.load("whole", root).settings.curate == first.curate
