@@ -191,7 +191,7 @@ def find_duplicates(
         return find.near(corpus, near.bands, near.threshold, near.which, curate.memory_mb, target, scratch)
     settings = curate.semantic_duplicates
     pairs = corpus_pairs(corpus, settings, curate.memory_mb, scratch, progress)
-    return find.by_pairs(corpus, pairs, settings.which, target)
+    return find.by_pairs(corpus, pairs, settings.which, curate.memory_mb, target)
 
 
 def removal(whole: str, target: Path) -> ProcessingStage[DocumentBatch, DocumentBatch]:

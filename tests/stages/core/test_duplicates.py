@@ -240,3 +240,84 @@ def test_near_duplicates_in_scripts_without_spaces() -> None:
     found = clusters(signature_rows(corpus, NEAR.ngram, NEAR.permutations), NEAR.bands, NEAR.threshold)
     assert sum(found[60 + place] == place for place in range(60)) >= 57
     assert len(set(found)) >= 60
+
+
+def test_punctuation_tells_texts_apart() -> None:
+    """``operator.le`` is no duplicate of ``operator.lt``, and code differs by its marks."""
+    texts = [
+        "Same as a <= b.",
+        "Same as a < b.",
+        "def f(a, b):\n    return a[b] + a.b(b) - 1\n",
+        "def f(a, b):\n    return a(b) * a[b(b)] / 1\n",
+        "def f(a, b) :\n  return a[b]  +  a.b(b) - 1",
+        "It is “so” – quite so – said he, and it’s so… for all who heard it that day.",
+        "It is \"so\" - quite so - said he, and it's so... for all who heard it that day.",
+    ]  # fmt: skip
+    rows = signature_rows(texts, NEAR.ngram, NEAR.permutations)
+
+    def likeness(one: int, two: int) -> float:
+        return float((rows[one] == rows[two]).mean())
+
+    assert likeness(0, 1) < 0.2
+    assert likeness(2, 3) < 0.5
+    assert likeness(5, 6) == 1.0
+    plain = signature_rows(texts, NEAR.ngram, NEAR.permutations, marks=False)
+    assert (plain[0] == plain[1]).all()  # for the split they are alike
+
+
+def chain(versions: int) -> list[str]:
+    """Versions of one text, each an edit away from the one before: the ends have nothing in common."""
+    words = [f"word{number}" for number in range(200 + 12 * versions)]
+    return [" ".join(words[12 * version : 12 * version + 200]) for version in range(versions)]
+
+
+@pytest.mark.parametrize("which", ["first", "longest"])
+def test_what_goes_is_alike_to_one_that_stays(tmp_path: Path, texts: list[str], which: str) -> None:
+    """A chain of alike texts is no cluster: its ends have nothing in common, and both stay."""
+    made = [*chain(40), *texts[:60], *(edited(text, 0.01, n) for n, text in enumerate(texts[:60]))]
+    random.Random(4).shuffle(made)
+    rows = [{"number": n, "id": f"d{n}", "text": text} for n, text in enumerate(made)]
+    corpus = corpus_of(tmp_path / "c", rows, 50)
+    signed = signature_rows(made, NEAR.ngram, NEAR.permutations)
+    found = find.near(corpus, NEAR.bands, 0.8, which, 64, tmp_path / "out", tmp_path / "scratch")
+    gone = set(removed(tmp_path / "out"))
+    stays = [number for number in range(len(made)) if number not in gone]
+    for number in gone:
+        assert max(float((signed[number] == signed[other]).mean()) for other in stays) >= 0.8
+    assert 40 < len(gone) < 100
+    joined = find.joined_labels(corpus.on_disk("signatures", tmp_path / "s"), NEAR.bands, 0.8, 64)
+    assert len(gone) < len(made) - len(set(joined.tolist()))  # the chain was one cluster once
+    assert found.removed == len(gone)
+    for example in found.examples:
+        assert all(each["similarity"] >= 0.8 for each in example["removed"])
+
+
+def test_the_memory_for_pairs_never_changes_what_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    module = sys.modules["pipeline.stages.curate.duplicates.clusters"]
+    chance = np.random.default_rng(2)
+    for _ in range(10):
+        ends = np.sort(chance.integers(0, 150, (400, 2)), axis=1)
+        one, two = ends[ends[:, 0] < ends[:, 1]].T
+        share, rank = ((one * 7 + two) % 10 / 10).astype(np.float32), chance.permutation(150)
+
+        def pairs(among: Any, one: Any = one, two: Any = two, share: Any = share) -> Any:
+            for first in range(0, len(one), 60):
+                part = slice(first, first + 60)
+                kept = among[one[part]] & among[two[part]]
+                yield one[part][kept], two[part][kept], share[part][kept]
+
+        outcomes = []
+        for least in (1 << 20, 16):
+            monkeypatch.setattr(module, "LEAST_PAIRS", least)
+            monkeypatch.setattr(module, "EDGE_BYTES", 1 << 60)
+            outcomes.append([each.tolist() for each in module.stars(150, pairs, rank, 64)])
+        assert outcomes[0] == outcomes[1]
+        keeper = outcomes[0][0]
+        alike = {frozenset(pair) for pair in zip(one.tolist(), two.tolist(), strict=True)}
+        for number, other in enumerate(keeper):
+            assert keeper[other] == other
+            assert other == number or frozenset((number, other)) in alike
+        staying = [number for number, other in enumerate(keeper) if number == other]
+        assert not any(frozenset((a, b)) in alike for a in staying for b in staying if a != b)

@@ -21,11 +21,15 @@ CHUNK = 1 << 16  # rows hashed, or pairs compared, at a time
 Pairs = Iterator[tuple[Any, Any, Any]]
 
 
-def similar_pairs(rows: Any, bands: int, threshold: float, memory_mb: int) -> Pairs:
+def similar_pairs(
+    rows: Any, bands: int, threshold: float, memory_mb: int, rank: Any | None = None, among: Any | None = None
+) -> Pairs:
     """(indices, later indices, similarities) of the pairs found alike, in batches.
 
     ``rows`` is an array or memory map ``uint32 [documents, permutations]``.  A pair may
-    come more than once, from several bands.
+    come more than once, from several bands.  Of a bucket each document is compared with the
+    first few: by ``rank`` (``int64 [documents]``), or as they stand.  ``among`` is a mask of the
+    documents whose pairs are wanted; it changes nothing of which pairs are looked at.
     """
     count, width = len(rows), rows.shape[1] // bands
     # Keys, their order, and two masks of a part: about 32 bytes a document.
@@ -33,7 +37,10 @@ def similar_pairs(rows: Any, bands: int, threshold: float, memory_mb: int) -> Pa
     for band in range(bands):
         for part in range(parts):
             index, keys = _keys(rows, band * width, width, part, parts)
-            for one, two in _candidates(index, keys):
+            for one, two in _candidates(index, keys, rank):
+                if among is not None:
+                    wanted = among[one] & among[two]
+                    one, two = one[wanted], two[wanted]
                 for start in range(0, len(one), CHUNK):
                     a, b = one[start : start + CHUNK], two[start : start + CHUNK]
                     share = (rows[a] == rows[b]).mean(axis=1, dtype=np.float32)
@@ -59,9 +66,9 @@ def _keys(rows: Any, start: int, width: int, part: int, parts: int) -> tuple[Any
     return np.concatenate(indices), np.concatenate(keys)
 
 
-def _candidates(index: Any, keys: Any) -> Iterator[tuple[Any, Any]]:
+def _candidates(index: Any, keys: Any, rank: Any | None = None) -> Iterator[tuple[Any, Any]]:
     """Pairs of documents with equal keys: each with the first ``COMPARED`` of its bucket before it."""
-    order = np.argsort(keys, kind="stable")
+    order = np.argsort(keys, kind="stable") if rank is None else np.lexsort((rank[index], keys))
     index, keys = index[order], keys[order]
     starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, np.int64)
     sizes = np.diff(np.r_[starts, len(keys)])

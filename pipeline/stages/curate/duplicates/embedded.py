@@ -14,6 +14,7 @@ import numpy as np
 
 import pipeline.stages.curate.semantic as semantic
 from pipeline.schema import SemanticDuplicates
+from pipeline.stages.curate.duplicates.clusters import Pairs
 from pipeline.stages.curate.duplicates.find import Corpus
 from pipeline.stages.curate.shards import DOCUMENTS, read_rows
 
@@ -28,14 +29,21 @@ def corpus_pairs(
     memory_mb: int,
     scratch: Path,
     progress: Callable[..., None],
-) -> Iterator[tuple[Any, Any, Any]]:
-    """(indices, later indices, cosines) of the documents that mean the same."""
+) -> Pairs:
+    """Gives (indices, later indices, cosines) of the documents of a mask that mean the same."""
     scratch.mkdir(parents=True, exist_ok=True)
     embeddings = _embeddings(corpus, settings, scratch, progress)
     clusters = settings.clusters or max(1, len(corpus) // DOCUMENTS_A_CLUSTER)
-    return semantic.pairs(
-        embeddings, clusters=clusters, threshold=settings.threshold, seed=SEED, memory_mb=memory_mb
-    )
+
+    def pairs(among: Any) -> Iterator[tuple[Any, Any, Any]]:
+        found = semantic.pairs(
+            embeddings, clusters=clusters, threshold=settings.threshold, seed=SEED, memory_mb=memory_mb
+        )
+        for one, two, cosines in found:
+            kept = among[one] & among[two]
+            yield one[kept], two[kept], cosines[kept]
+
+    return pairs
 
 
 def _embeddings(

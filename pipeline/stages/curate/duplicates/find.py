@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.stages.curate.duplicates.bands import similar_pairs
-from pipeline.stages.curate.duplicates.clusters import Clusters, choose
+from pipeline.stages.curate.duplicates.clusters import Clusters, Pairs, choose, ranking, stars
 from pipeline.stages.curate.shards import DOCUMENTS, read_rows
 
 EXAMPLES = 5  # clusters shown
@@ -57,6 +57,16 @@ class Corpus:
         """A one-dimensional measure of all documents, in memory."""
         parts = [np.asarray(self._open(shard, name)) for shard in self.shards]
         return np.concatenate(parts) if parts else np.zeros(0)
+
+    def ranking(self, which: str) -> Any:
+        """The order in which documents are preferred (:func:`.clusters.ranking`)."""
+        scores = self.column("scores") if which == "best-score" else None
+        return ranking(which, self.column("lengths"), scores)
+
+    def chosen(self, labels: Any, which: str) -> Any:
+        """Which documents stay, one of each label."""
+        scores = self.column("scores") if which == "best-score" else None
+        return choose(labels, which, self.column("lengths"), scores)
 
     def on_disk(self, name: str, folder: Path) -> Any:
         """A measure of all documents as one memory map in ``folder``."""
@@ -103,20 +113,21 @@ def exact(corpus: Corpus, which: str, memory_mb: int, target: Path) -> Found:
         index, keys = index[order], keys[order]
         same = np.flatnonzero((keys[1:] == keys[:-1]).all(axis=1))
         joined.join(index[same], index[same + 1])
-    return _finish(corpus, joined.labels(), which, target, None)
+    labels = joined.labels()
+    return _finish(corpus, labels, corpus.chosen(labels, which), target, None)
 
 
 def near(
     corpus: Corpus, bands: int, threshold: float, which: str, memory_mb: int, target: Path, scratch: Path
 ) -> Found:
-    """Near-duplicates by MinHash signatures."""
+    """Near-duplicates by MinHash signatures: each that goes is alike to one that stays."""
     rows = corpus.on_disk("signatures", scratch)
-    labels = joined_labels(rows, bands, threshold, memory_mb)
+    rank = corpus.ranking(which)
 
-    def likeness(one: int, two: int) -> float:
-        return float((rows[one] == rows[two]).mean())
+    def pairs(among: Any) -> Iterator[tuple[Any, Any, Any]]:
+        return similar_pairs(rows, bands, threshold, memory_mb, rank, among)
 
-    return _finish(corpus, labels, which, target, likeness)
+    return by_pairs(corpus, pairs, which, memory_mb, target)
 
 
 def joined_labels(rows: Any, bands: int, threshold: float, memory_mb: int) -> Any:
@@ -127,26 +138,16 @@ def joined_labels(rows: Any, bands: int, threshold: float, memory_mb: int) -> An
     return joined.labels()
 
 
-def by_pairs(corpus: Corpus, pairs: Iterator[tuple[Any, Any, Any]], which: str, target: Path) -> Found:
-    """Duplicates by pairs found some other way (semantic duplicates)."""
-    joined = Clusters(len(corpus))
-    similarity: dict[tuple[int, int], float] = {}
-    for one, two, share in pairs:
-        joined.join(one, two)
-        if len(similarity) < 10_000:  # for the examples only
-            similarity.update({(int(a), int(b)): float(s) for a, b, s in zip(one, two, share, strict=True)})
-    return _finish(
-        corpus,
-        joined.labels(),
-        which,
-        target,
-        lambda a, b: similarity.get((min(a, b), max(a, b)), float("nan")),
-    )
+def by_pairs(corpus: Corpus, pairs: Pairs, which: str, memory_mb: int, target: Path) -> Found:
+    """Duplicates by alike pairs, which are given as often as they are asked for (:func:`.clusters.stars`)."""
+    keeper, likeness = stars(len(corpus), pairs, corpus.ranking(which), memory_mb)
+    stays = keeper == np.arange(len(keeper))
+    return _finish(corpus, keeper, stays, target, lambda one, _: float(likeness[one]))
 
 
 def by_labels(corpus: Corpus, labels: Any, which: str, target: Path) -> Found:
     """Duplicates by clusters found elsewhere: for each document the place of its cluster's first."""
-    return _finish(corpus, labels, which, target, lambda one, two: float("nan"))
+    return _finish(corpus, labels, corpus.chosen(labels, which), target, lambda one, two: float("nan"))
 
 
 def _part(corpus: Corpus, part: int, parts: int) -> tuple[Any, Any]:
@@ -162,11 +163,8 @@ def _part(corpus: Corpus, part: int, parts: int) -> tuple[Any, Any]:
 
 
 def _finish(
-    corpus: Corpus, labels: Any, which: str, target: Path, likeness: Callable[[int, int], float] | None
+    corpus: Corpus, labels: Any, stays: Any, target: Path, likeness: Callable[[int, int], float] | None
 ) -> Found:
-    scores = corpus.column("scores") if which == "best-score" else None
-    lengths = corpus.column("lengths") if which == "longest" else None
-    stays = choose(labels, which, lengths, scores)
     gone = np.sort(corpus.column("numbers")[~stays].astype(np.int64))
     target.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({"id": pa.array(gone, pa.int64())}), target / REMOVALS, row_group_size=CHUNK_ROWS)

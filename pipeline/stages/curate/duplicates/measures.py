@@ -49,8 +49,9 @@ class Signatures:
     ngram: int
     permutations: int
     view: Callable[[str], str] | None = None
+    marks: bool = True  # whether punctuation counts
 
     def columns(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """``uint32 [documents, permutations]`` under the measure's name."""
         texts = [row["text"] if self.view is None else self.view(row["text"]) for row in rows]
-        return {self.name: signature_rows(texts, self.ngram, self.permutations)}
+        return {self.name: signature_rows(texts, self.ngram, self.permutations, self.marks)}
