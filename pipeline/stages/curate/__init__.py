@@ -37,7 +37,7 @@ from pipeline.stages.curate.decontaminate import Grams
 from pipeline.stages.curate.drivers import Driver, driver
 from pipeline.stages.curate.duplicates.find import Corpus, Found
 from pipeline.stages.curate.duplicates.measures import Signatures, Standing
-from pipeline.stages.curate.finish import Finish, GramCount, cut, shuffle_key
+from pipeline.stages.curate.finish import Finish, GramCount, cut
 from pipeline.stages.curate.learn_tokenizer import learn_tokenizer
 from pipeline.stages.curate.megatron import WriteMegatron
 from pipeline.stages.curate.pair_data import make_pairs
@@ -53,10 +53,21 @@ from pipeline.stages.curate.shards import (
     write_shard,
 )
 from pipeline.stages.curate.shuffle import Shuffle
-from pipeline.stages.curate.split import SPLITS, TRAIN, assign, rows_of, texts_of
+from pipeline.stages.curate.split import (
+    SPLITS,
+    TRAIN,
+    assign,
+    content_hash,
+    distinct,
+    drawn,
+    keys_file,
+    texts_of,
+)
 from pipeline.stages.curate.synthetic import Generated
 from pipeline.stages.pool import worker_pool
 from pipeline.stages.step import InputError, Step
+
+GRAMS = "grams.npz"  # those of evaluation data, without the common ones
 
 
 def run(step: Step) -> None:
@@ -125,7 +136,11 @@ class Curation:
         plan = passes.passes(self.curate)
         near = self.curate.near_duplicates
         view = Signatures(
-            "view", near.ngram, near.permutations, partial(cut, max_characters=self.curate.max_characters)
+            "view",
+            near.ngram,
+            near.permutations,
+            partial(cut, max_characters=self.curate.max_characters),
+            marks=False,  # what differs in punctuation alone gives a held-out document away
         )
         for number, each in enumerate(plan):
             last = number == len(plan) - 1
@@ -172,15 +187,13 @@ class Curation:
         if not splits.exists():
             self._require(shard / "view.npy" for shard in shards)
             scratch = self.step.state / "scratch-split"
-            np.save(splits, assign(shards, self.curate, scratch), allow_pickle=False)
+            found, keys = assign(shards, self.curate, scratch)
+            if not keys_file(splits).exists():
+                np.save(keys_file(splits), keys, allow_pickle=False)
+                self.step.seal(keys_file(splits))
+            np.save(splits, found, allow_pickle=False)
             shutil.rmtree(scratch, ignore_errors=True)
             self.step.seal(splits)
-        assigned = np.load(splits, mmap_mode="r", allow_pickle=False)
-        if not (assigned == TRAIN).any():
-            raise InputError(
-                f"curate: all {len(assigned):,} documents that are left fall into validation and test, which are drawn by "
-                "their ids; give more documents, or lower curate.validation_share and curate.test_share"
-            )
         if self.curate.synthetic.tasks:
             shards, splits = self._synthetic(shards, splits)
         starts = [str(int(start)) for start in Corpus(shards).starts[:-1]]
@@ -205,8 +218,7 @@ class Curation:
         assigned = np.load(splits, mmap_mode="r", allow_pickle=False)
         documents = int((assigned == TRAIN).sum())
         wanted = min(documents, settings.max_documents or documents)
-        limit = (1 << 64) * wanted // max(1, documents)
-        chosen = (row for row in rows_of(shards, assigned, TRAIN) if shuffle_key(row["id"]) < limit)
+        chosen = drawn(shards, splits, settings.max_documents)
         # The ledger lies beside state/: it is whole line by line, and outlives an interruption.
         made = generate(
             chosen, settings, self.step.work, lambda done: self.step.progress(done, wanted, "documents")
@@ -221,6 +233,9 @@ class Curation:
         np.save(
             every, np.concatenate([assigned, np.full(len(rows), TRAIN, dtype=np.uint8)]), allow_pickle=False
         )
+        keys = np.load(keys_file(splits), mmap_mode="r", allow_pickle=False)
+        own = np.array([content_hash(row["name"], row["text"]) for row in rows], dtype=np.uint64)
+        np.save(keys_file(every), distinct(np.concatenate([keys, own])), allow_pickle=False)
         self.account.synthetic(made)
         return [*shards, folder], every
 
@@ -229,7 +244,7 @@ class Curation:
         if "decontaminate" not in self.curate.stages:
             return None
         self.step.phase("find evaluation data")
-        target = self.step.state / "grams.npz"
+        target = self.step.state / GRAMS
         if target.exists():
             return target
         sets: list[tuple[str, Iterator[str]]] = [
@@ -338,7 +353,15 @@ class Curation:
         if self.curate.format.endswith("+megatron"):
             self._write_megatron(wanted, written)
         self.step.phase("make pairs")
-        make_pairs(self.step, self.curate, folders, self.generated, self.account)
+        grams = self.step.state / GRAMS
+        make_pairs(
+            self.step,
+            self.curate,
+            folders,
+            self.generated,
+            grams if grams.exists() else None,
+            self.account,
+        )
 
     def _write_megatron(self, wanted: list[tuple[str, int]], written: list[Path]) -> None:
         self.step.phase("tokenise for Megatron")

@@ -48,6 +48,7 @@ class Account:
         self.changed: Counter[str] = Counter()
         self.flow: dict[str, list[int]] = {}
         self.hits: Counter[str] = Counter()
+        self.record_hits: Counter[str] = Counter()
         self.sets: dict[str, dict[str, int]] = {}
         self.duplicates: dict[str, dict[str, Any]] = {}
         self.blend: dict[str, Blend] = {}
@@ -220,7 +221,9 @@ class Account:
             step.warning(
                 "no document gave an instruction pair (no titles or summaries); see the README, 'Your own documents'"
             )
-        for warning in self._about_sources():
+        for message in self._about_drops():
+            step.message(message)
+        for warning in (*self._about_sources(), *self._about_splits(report)):
             step.warning(warning)
         for warning in self.preferences.get("warnings", ()):
             step.warning(f"curate.preferences: {warning}")
@@ -233,6 +236,25 @@ class Account:
             headline=f"{self.kept:,} of {self.raw:,} documents, {self.sizes['sft']['train']:,} instruction and "
             f"{self.sizes['preference']['train']:,} preference pairs",
         )
+
+    def _about_drops(self) -> Iterator[str]:
+        """What was left out by which rule, the most frequent first."""
+        rules = Counter({f"{reason} ({stage})": n for (stage, reason), n in self.dropped.items()})
+        for what, counts in (("documents", rules), ("pairs", self.left_out)):
+            if counts.total():
+                told = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common() if count)
+                yield f"left out of the {what}: {told}"
+
+    def _about_splits(self, report: dict[str, Any]) -> Iterator[str]:
+        """Splits that were asked for and hold nothing."""
+        shares = {"validation": self.curate.validation_share, "test": self.curate.test_share}
+        for name, sizes in report["sizes"].items():
+            for split, share in shares.items():
+                if share and sizes["train"] and not sizes[split]:
+                    yield (
+                        f"{name}: nothing is held out for {split}: {sizes['train']:,} records are too few, or too "
+                        f"much alike, for curate.{split}_share = {share:g}. Give more data, or measure elsewhere"
+                    )
 
     def _about_sources(self) -> Iterator[str]:
         for index, files in self.not_read.items():
@@ -289,7 +311,8 @@ class Account:
                 for name, found in self.duplicates.items()
             },
             "decontamination": {
-                name: {**about, "documents": self.hits[name]} for name, about in self.sets.items()
+                name: {**about, "documents": self.hits[name], "records": self.record_hits[name]}
+                for name, about in self.sets.items()
             },
             "instructions": {**self.instructions, **self.prompts.get("instructions", {})},
             "preferences": {**self.preferences, **self.prompts.get("preferences", {})},

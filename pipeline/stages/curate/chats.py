@@ -361,7 +361,7 @@ def _alike(group: list[int], texts: list[str], settings: NearDuplicates, workers
     if len(group) < 2:
         return []
     found: dict[int, list[int]] = {}
-    rows = signatures(texts, settings, workers)
+    rows = signatures(texts, settings, workers, marks=False)  # "comparable" spelled those that count
     for place, label in zip(group, clusters(rows, settings.bands, settings.threshold), strict=True):
         found.setdefault(label, []).append(place)
     return [members for members in found.values() if len(members) > 1]

@@ -14,6 +14,7 @@ document's is one call of NumPy.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from pipeline.stages.curate.words import WORD
 
 SENTENCE_ENDS = ".!?\n"
 BASE = np.uint64(0xD6E8FEB86659FD93)
+LEAST_WORDS = 2  # of an entry that a prompt can be word for word: less says nothing
 REMEMBERED = 1 << 20  # words whose hashes are kept
 _hashes: dict[str, int] = {}
 
@@ -38,6 +40,7 @@ class Grams:
     names: list[str]
     tables: dict[int, tuple[Any, Any]]
     short: list[int]  # entries of each set with fewer than ``min_ngram`` words
+    entries: tuple[Any, Any]  # sorted hashes of whole entries, and the set each comes from
 
     @classmethod
     def of(cls, sets: Iterable[tuple[str, Iterable[str]]], settings: Decontaminate) -> Grams:
@@ -45,11 +48,14 @@ class Grams:
         names: list[str] = []
         short: list[int] = []
         found: dict[int, list[tuple[Any, int]]] = {}
+        whole: dict[int, int] = {}
         for owner, (name, texts) in enumerate(sets):
             names.append(name)
             short.append(0)
             for text in texts:
                 hashes, _ = word_hashes(text)
+                if len(hashes) >= LEAST_WORDS:
+                    whole.setdefault(entry_hash(text), owner)
                 length = min(settings.ngram, len(hashes))
                 if length >= min(settings.min_ngram, settings.ngram):
                     found.setdefault(length, []).append((gram_hashes(hashes, length), owner))
@@ -61,7 +67,8 @@ class Grams:
             owners = np.concatenate([np.full(len(grams), owner, dtype=np.int32) for grams, owner in parts])
             unique, first = np.unique(grams, return_index=True)
             tables[length] = unique, owners[first]
-        return cls(names, tables, short)
+        entries = sorted(whole.items())
+        return cls(names, tables, short, _columns(entries))
 
     def without(self, common: Any) -> Grams:
         """Those left when the given hashes are forgotten."""
@@ -70,7 +77,7 @@ class Grams:
             kept = ~np.isin(grams, common)
             if kept.any():
                 tables[length] = grams[kept], owners[kept]
-        return Grams(self.names, tables, self.short)
+        return Grams(self.names, tables, self.short, self.entries)
 
     def sizes(self) -> Counter[str]:
         """N-grams by the set that they come from."""
@@ -82,7 +89,7 @@ class Grams:
 
     def save(self, path: Path) -> None:
         """Write to an ``.npz`` file."""
-        arrays = {}
+        arrays = {"entries": self.entries[0], "entry_owners": self.entries[1]}
         for length, (grams, owners) in self.tables.items():
             arrays[f"grams{length}"], arrays[f"owners{length}"] = grams, owners
         np.savez(path, names=np.array(self.names, dtype=np.str_), short=np.array(self.short), **arrays)
@@ -93,7 +100,8 @@ class Grams:
         with np.load(path, allow_pickle=False) as kept:
             lengths = sorted(int(name[5:]) for name in kept if name.startswith("grams"))
             tables = {length: (kept[f"grams{length}"], kept[f"owners{length}"]) for length in lengths}
-            return cls([str(name) for name in kept["names"]], tables, kept["short"].tolist())
+            entries = kept["entries"], kept["entry_owners"]
+            return cls([str(name) for name in kept["names"]], tables, kept["short"].tolist(), entries)
 
     def matches(self, text: str) -> Iterator[tuple[int, int, int, int]]:
         """(start, end, hash, owner) of every match in a text, ``text[start:end]``."""
@@ -106,6 +114,28 @@ class Grams:
             place[place == len(grams)] = 0
             for at in np.flatnonzero(grams[place] == own).tolist():
                 yield spans[at][0], spans[at + length - 1][1], int(own[at]), int(owners[place[at]])
+
+    def entry(self, text: str) -> int | None:
+        """The set that has this text as a whole entry; case, white space and the marks at its ends are folded."""
+        hashes, owners = self.entries
+        place = int(np.searchsorted(hashes, np.uint64(entry_hash(text)))) if len(hashes) else 0
+        found = place < len(hashes) and int(hashes[place]) == entry_hash(text)
+        return int(owners[place]) if found else None
+
+
+def entry_hash(text: str) -> int:
+    """64 bits of a whole text."""
+    folded = re.sub(r"^\W+|\W+$", "", " ".join(text.lower().split()))
+    return int.from_bytes(
+        hashlib.blake2b(folded.encode("utf-8", "replace"), digest_size=8).digest(), "little"
+    )
+
+
+def _columns(entries: list[tuple[int, int]]) -> tuple[Any, Any]:
+    return (
+        np.array([value for value, _ in entries], dtype=np.uint64),
+        np.array([owner for _, owner in entries], dtype=np.int32),
+    )
 
 
 def word_hashes(text: str) -> tuple[Any, list[tuple[int, int]]]:
@@ -180,3 +210,38 @@ def _forth(text: str, place: int) -> int:
     while place < len(text) and text[place] not in SENTENCE_ENDS:
         place += 1
     return min(place + 1, len(text))
+
+
+class Screen:
+    """Evaluation data in chats and pairs: ``turns`` are (role, text), the rejected answer's among them.
+
+    As in documents, an n-gram that more than ``max_frequency`` different prompts hold is common language
+    (the frame that a data set puts around its questions), and so is a system turn that many share.
+    """
+
+    def __init__(
+        self, grams: Grams, records: Iterable[list[tuple[str, str]]], settings: Decontaminate
+    ) -> None:
+        self._grams, self._systems = grams, Counter[str]()
+        seen: set[str] = set()
+        counts: Counter[int] = Counter()
+        for turns in records:
+            texts = {text for role, text in turns if role != "system"} - seen
+            counts.update({found for text in texts for _, _, found, _ in grams.matches(text)})
+            seen |= texts
+            self._systems.update(text for role, text in turns if role == "system")
+        self._most = settings.max_frequency
+        self._common = {found for found, count in counts.items() if count > self._most}
+
+    def owner(self, turns: list[tuple[str, str]]) -> int | None:
+        """The evaluation set that a record gives away, if any."""
+        for role, text in turns:
+            if role == "system" and self._systems[text] > self._most:
+                continue
+            owner = self._grams.entry(text) if role == "user" else None
+            if owner is not None:
+                return owner
+            for _, _, found, owner in self._grams.matches(text):
+                if found not in self._common:
+                    return owner
+        return None

@@ -2,7 +2,7 @@
 
 A worker takes evaluation data out of the training documents, gives each record its header,
 counts its tokens, and writes the records of every data set and split sorted by a key that
-is a hash of the document's id::
+is a hash of the document's content::
 
     00012/
       pretrain.train.jsonl   records in the order of their keys
@@ -13,7 +13,6 @@ is a hash of the document's id::
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ from pipeline.stages.curate.shards import (
     read_rows,
     write_rows,
 )
-from pipeline.stages.curate.split import SPLITS, TRAIN
+from pipeline.stages.curate.split import SPLITS, TRAIN, keys_file
 from pipeline.stages.curate.text_stages import Ledger
 from pipeline.stages.curate.tokens import pieces
 
@@ -74,13 +73,6 @@ def cut_away(pieces: list[str], max_characters: int) -> dict[str, int]:
     whole = sum(map(len, pieces))
     left = sum(len(cut(piece, max_characters)) for piece in pieces)
     return {"documents": int(left < whole), "characters": whole - left, "of_characters": whole}
-
-
-def shuffle_key(identifier: str) -> int:
-    """Where a record stands in the shuffled order: 64 bits of its id's SHA-256."""
-    return int.from_bytes(
-        hashlib.sha256(f"order\0{identifier}".encode("utf-8", "replace")).digest()[:8], "big"
-    )
 
 
 class GramCount(FolderWork):
@@ -132,6 +124,7 @@ class Finish(FolderWork):
         """``sources``: the shard, and the place of its first document."""
         shard, start = Path(sources[0]), int(sources[1])
         splits = np.load(self.splits, mmap_mode="r", allow_pickle=False)
+        keys = np.load(keys_file(Path(self.splits)), mmap_mode="r", allow_pickle=False)
         ledger = Ledger(keep_rows=self.curate.keep_dropped)
         sets: dict[str, list[Record]] = {}
         pairs: dict[str, list[list[dict[str, Any]]]] = {}
@@ -163,7 +156,7 @@ class Finish(FolderWork):
                 if "language" in row:
                     record["language"] = row["language"]
                 sets.setdefault(f"{self._set_of(row)}.{split}", []).append(
-                    Record(record, row["origin"], shuffle_key(row["id"]), number == 0)
+                    Record(record, row["origin"], int(keys[place]), number == 0)
                 )
             if self.curate.pairs and pieces == [row["text"]]:
                 own, reason = candidates(row)

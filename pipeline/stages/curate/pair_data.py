@@ -1,4 +1,8 @@
-"""Instruction and preference data: from the documents, and from files of the user's own."""
+"""Instruction and preference data: from the documents, from files of the user's own, from a model.
+
+What is published is checked after the last transformation (redaction, decontamination), and every
+record that is not published is counted by its reason.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.attributes import measured
 from pipeline.schema import Curate
 from pipeline.stages.curate import chats, preferences, tokens
+from pipeline.stages.curate.decontaminate import Grams, Screen
 from pipeline.stages.curate.duplicates.minhash import content_key
 from pipeline.stages.curate.language import cld2
 from pipeline.stages.curate.pairs import content_pairs, hashed, limited, style_pairs
-from pipeline.stages.curate.redact import KINDS, finds, merged, redacted
+from pipeline.stages.curate.prompts import answer_of, asked, known, record_key, sides
+from pipeline.stages.curate.redact import KINDS, NOTHING_LEFT, finds, merged, only_tags, redacted
 from pipeline.stages.curate.shards import read_rows
-from pipeline.stages.curate.split import SPLITS, split_of
+from pipeline.stages.curate.split import SPLITS
 from pipeline.stages.curate.synthetic import Generated
 from pipeline.stages.curate.user_data import (
     UserData,
@@ -31,40 +37,64 @@ from pipeline.stages.step import Step, write_jsonl
 if TYPE_CHECKING:
     from pipeline.stages.curate.account import Account
 
-Records = dict[str, list[dict[str, Any]]]
+Record = dict[str, Any]
+Records = dict[str, list[Record]]
+UNREAD = {"id", "name", "kind", "about", "arguments", "attributes"}  # of a record: no text of anybody's
 
 
 def make_pairs(
-    step: Step, curate: Curate, folders: list[Path], generated: Generated, account: Account
+    step: Step,
+    curate: Curate,
+    folders: list[Path],
+    generated: Generated,
+    grams: Path | None,
+    account: Account,
 ) -> None:
     """Write ``sft/`` and ``preference/``: a JSONL file a split.
 
-    Pairs are short and held in memory, a few hundred bytes each.
+    ``grams`` are the n-grams of evaluation data.  Pairs are short and held in memory, a few hundred
+    bytes each.
     """
-    sft: Records = {}
-    pairs: Records = {}
+    left_out = account.left_out
     budget = Budget(tokens.counter(step.output / "tokenizer"), curate.chat_tokens)
+    made: list[tuple[Record, str | None]] = []
     for done, split in enumerate(SPLITS, start=1):
-        sft[split] = limited(_candidates(folders, split), account.left_out)
-        style = style_pairs(sft[split], account.left_out)
-        content = content_pairs(style, account.left_out)
+        chosen = limited(_candidates(folders, split), left_out)
+        style = style_pairs(chosen, left_out)
+        content = content_pairs(style, left_out)
         if split == "train":
-            content = [pair for pair in content if hashed("share", pair["id"]) / 2**64 < curate.content_share]
-        pairs[split] = style + content
+            content = [
+                pair for pair in content if hashed("share", record_key(pair)) / 2**64 < curate.content_share
+            ]
+        made += [(record, split) for record in (*chosen, *style, *content) if _sound(record, left_out)]
         step.progress(done, len(SPLITS), "splits")
-    _add(_instructions(curate, account, budget), sft, curate, account)
-    _add(_preferences(curate, account, budget), pairs, curate, account)
-    sft["train"] += generated.instructions
-    pairs["train"] += generated.preferences
-    for records in (sft, pairs):
-        _settle(records, curate, account.left_out)
-    for record in (record for split in SPLITS for record in sft[split]) if curate.attributes else ():
-        record.setdefault("attributes", measured(curate.attributes, _answer(record)))
-    for name, records in (("sft", sft), ("preference", pairs)):
+    theirs = [*_instructions(curate, account, budget), *_preferences(curate, account, budget)]
+    models: list[tuple[Record, str | None]] = [
+        (record, "train")
+        for record in (*generated.instructions, *generated.preferences)
+        if _clean(record, curate, account) and _sound(record, left_out) and _fits(record, budget, left_out)
+    ]
+    # Of equal prompts the first stays: the user's own goes before a model's, and that before a document's.
+    candidates = _without_repeats([*((record, None) for record in theirs), *models, *made], curate, account)
+    found = sides([record for record, _ in candidates], [split for _, split in candidates], curate)
+    for note in found.notes:
+        step.warning(note)
+    placed = [
+        (record, split, given is None)
+        for (record, given), split in zip(candidates, found.splits, strict=True)
+    ]
+    placed = _without_evaluation_data(placed, grams, curate, account)
+    settled = [
+        _settle([each for each in placed if ("chosen" in each[0]) == pairs], curate, left_out)
+        for pairs in (False, True)
+    ]
+    for record in (record for split in SPLITS for record in settled[0][split]) if curate.attributes else ():
+        record.setdefault("attributes", measured(curate.attributes, answer_of(record)))
+    for name, records in zip(("sft", "preference"), settled, strict=True):
         for split in SPLITS:
             kept = [{k: v for k, v in record.items() if k != "arguments"} for record in records[split]]
             write_jsonl(step.output / name / f"{split}.jsonl", kept)
-    account.pairs(sft, pairs)
+    account.pairs(*settled)
 
 
 def _candidates(folders: list[Path], split: str) -> Iterator[list[dict[str, Any]]]:
@@ -93,7 +123,7 @@ class Budget:
         return next((fault for fault in faults if fault), None)
 
 
-def _instructions(curate: Curate, account: Account, budget: Budget) -> list[dict[str, Any]]:
+def _instructions(curate: Curate, account: Account, budget: Budget) -> list[Record]:
     if curate.instructions is None:
         return []
     data = read_user_data(Path(curate.instructions), "instructions", instruction, curate.max_record_mb << 20)
@@ -102,23 +132,29 @@ def _instructions(curate: Curate, account: Account, budget: Budget) -> list[dict
     return records
 
 
-def _preferences(curate: Curate, account: Account, budget: Budget) -> list[dict[str, Any]]:
+def _preferences(curate: Curate, account: Account, budget: Budget) -> list[Record]:
     limit = curate.max_record_mb << 20
     records = []
     if curate.preferences is not None:
         data = read_user_data(Path(curate.preferences), "preferences", preference, limit)
         records += _usable(data, curate, account, budget)
     if curate.scored.path is not None:
-        records += _usable(_from_scores(curate, account, limit), curate, account, budget)
+        records += _usable(_from_scores(curate, account, limit), curate, account, budget, cleaned=True)
     if records:
         account.preferences = preferences.statistics(records, budget.count)
     return records
 
 
 def _from_scores(curate: Curate, account: Account, limit: int) -> UserData:
-    """The pairs of a file of scored answers."""
+    """The pairs of a file of scored answers.
+
+    Personal data go first: answers that differ in nothing else are one answer, and make no pair.
+    """
     path = Path(str(curate.scored.path))
     data = read_user_data(path, "scored", scored, limit)
+    kept = [place for place, record in enumerate(data.records) if _clean(record, curate, account)]
+    data.lines = [data.lines[place] for place in kept]
+    data.records = [data.records[place] for place in kept]
     made = preferences.pairs_from_scores(
         data.records,
         min_margin=curate.scored.min_margin,
@@ -139,15 +175,19 @@ def _from_scores(curate: Curate, account: Account, limit: int) -> UserData:
     return data
 
 
-def _usable(data: UserData, curate: Curate, account: Account, budget: Budget) -> list[dict[str, Any]]:
-    """The records without personal data and within the budget of tokens; the others are counted.
+def _usable(
+    data: UserData, curate: Curate, account: Account, budget: Budget, *, cleaned: bool = False
+) -> list[Record]:
+    """The records without personal data, sound and within the budget of tokens; the others are counted.
 
-    Raises :class:`InputError` where more of the file cannot be read than the recipe allows.
+    ``cleaned`` data are without personal data already.  Raises :class:`InputError` where more of the
+    file cannot be read than the recipe allows.
     """
     kept = []
     for record in data.records:
-        if "redact" in curate.stages and not _redact(record, curate, account.redacted):
-            account.left_out["holds personal data that drops it"] += 1
+        if not cleaned and not _clean(record, curate, account):
+            continue
+        if not _sound(record, account.left_out):
             continue
         fault = budget.fault(record)
         if fault is not None:
@@ -162,78 +202,153 @@ def _usable(data: UserData, curate: Curate, account: Account, budget: Budget) ->
     return kept
 
 
-def _add(records: list[dict[str, Any]], target: Records, curate: Curate, account: Account) -> None:
-    """Give the records to the splits; alike prompts stay on one side, repeated ones go by the recipe."""
-    if not records:
-        return
-    settings = curate.prompts
-    equal, alike = chats.duplicate_prompts(
-        [as_chat(record) for record in records],
-        ngram=settings.ngram,
-        permutations=settings.permutations,
-        bands=settings.bands,
-        threshold=settings.threshold,
-    )
-    account.prompts["instructions" if "messages" in records[0] else "preferences"] = {
-        "equal_prompts": sum(len(group) - 1 for group in equal),
-        "alike_prompts": sum(len(group) - 1 for group in alike),
-    }
-    leader = list(range(len(records)))
-    for group in [*alike, *equal]:  # alike groups hold the first of each equal one
-        for member in group:
-            leader[member] = leader[group[0]]
-    gone: dict[int, str] = {}
-    # Two pairs on one prompt teach two things; two chats on one prompt contradict or repeat each other.
-    if settings.repeats != "keep" and "messages" in records[0]:
-        gone.update({member: "a prompt that was there before" for group in equal for member in group[1:]})
-    if settings.repeats == "drop-alike":
-        gone.update({member: "a prompt like one before" for group in alike for member in group[1:]})
-    for index, record in enumerate(records):
-        if index in gone:
-            account.left_out[gone[index]] += 1
-            continue
-        first = as_chat(records[leader[index]])["messages"][:-1]
-        key = content_key(" ".join(turn["content"] for turn in first))
-        target[split_of(key, curate.validation_share, curate.test_share)].append(record)
-
-
-def _redact(record: dict[str, Any], curate: Curate, counts: Counter[tuple[str, str]]) -> bool:
+def _clean(record: Record, curate: Curate, account: Account) -> bool:
+    """Take personal data out of a record's texts; False, and counted, where they drop it."""
+    if "redact" not in curate.stages:
+        return True
     actions = {kind: getattr(curate.redact, kind) for kind in KINDS}
     kinds = tuple(kind for kind in KINDS if actions[kind] != "keep")
+    regions = tuple(curate.redact.phone_regions)
+    fatal = False
 
-    def clean(text: str) -> str | None:
-        found = finds(text, kinds, tuple(curate.redact.phone_regions))
-        counts.update((find.kind, actions[find.kind]) for find in found)
-        return (
-            None if any(actions[f.kind] == "drop" for f in found) else redacted(text, merged(found), actions)
-        )
+    def clean(value: Any) -> Any:
+        nonlocal fatal
+        if isinstance(value, dict):
+            return {key: clean(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [clean(each) for each in value]
+        if not isinstance(value, str):
+            return value
+        found = finds(value, kinds, regions)
+        account.redacted.update((find.kind, actions[find.kind]) for find in merged(found))
+        fatal = fatal or any(actions[find.kind] == "drop" for find in found)
+        return redacted(value, merged(found), actions)
 
-    holders: list[tuple[dict[str, Any], str]] = [
-        (record, key) for key in ("prompt", "chosen", "rejected") if isinstance(record.get(key), str)
-    ]
-    turns = record.get("messages", ()) if isinstance(record.get("prompt", ""), str) else record["prompt"]
-    holders += [(message, "content") for message in turns]
-    for holder, key in holders:
-        text = clean(holder[key])
-        if text is None:
-            return False
-        holder[key] = text
-    return True
+    for key in record.keys() - UNREAD:
+        record[key] = clean(record[key])
+    if fatal:
+        account.left_out["holds personal data that drops it"] += 1
+    return not fatal
 
 
-def _settle(records: Records, curate: Curate, left_out: Counter[str]) -> None:
-    """No answer of the held-out splits stands word for word in training; fixed order; a limit."""
-    known = {_answer(record) for record in records["train"]}
-    for split in ("validation", "test"):
-        fresh = [record for record in records[split] if _answer(record) not in known]
-        left_out["held-out answer also in training"] += len(records[split]) - len(fresh)
-        records[split] = fresh
+def _sound(record: Record, left_out: Counter[str]) -> bool:
+    """Whether a record still teaches something after all that was done to it; counted where not."""
+    answers = [record[side] for side in ("chosen", "rejected") if side in record]
+    if "messages" in record:
+        answers = [turn["content"] for turn in record["messages"] if turn["role"] == "assistant"]
+    reason = None
+    if not all(text.strip() for text in (asked(record), *answers)):
+        reason = "a turn is empty"
+    elif any(map(only_tags, (asked(record), *answers))):
+        reason = NOTHING_LEFT
+    elif "rejected" in record and record["chosen"].strip() == record["rejected"].strip():
+        reason = "chosen and rejected are equal"
+    if reason:
+        left_out[reason] += 1
+    return reason is None
+
+
+def _fits(record: Record, budget: Budget, left_out: Counter[str]) -> bool:
+    if budget.fault(record) is None:
+        return True
+    left_out["longer than a chat may be"] += 1
+    return False
+
+
+def _without_repeats(
+    candidates: list[tuple[Record, str | None]], curate: Curate, account: Account
+) -> list[tuple[Record, str | None]]:
+    """The records without those whose prompt was there before, as ``curate.prompts.repeats`` says.
+
+    Two pairs on one prompt teach two things, so of preferences only whole repetitions go; two chats on
+    one prompt contradict or repeat each other.
+    """
+    settings = curate.prompts
+    gone: dict[int, str] = {}
+    for data_set in ("instructions", "preferences"):
+        pairs = data_set == "preferences"
+        mine = [place for place, (record, _) in enumerate(candidates) if ("chosen" in record) == pairs]
+        theirs = [place for place in mine if candidates[place][1] is None]
+        if theirs:
+            equal, alike = chats.duplicate_prompts(
+                [as_chat(candidates[place][0]) for place in theirs],
+                ngram=settings.ngram,
+                permutations=settings.permutations,
+                bands=settings.bands,
+                threshold=settings.threshold,
+            )
+            account.prompts[data_set] = {
+                "equal_prompts": sum(len(group) - 1 for group in equal),
+                "alike_prompts": sum(len(group) - 1 for group in alike),
+            }
+            if settings.repeats == "drop-alike":
+                gone.update(
+                    {theirs[place]: "a prompt like one before" for group in alike for place in group[1:]}
+                )
+        if settings.repeats == "keep":
+            continue
+        before: set[str] = set()
+        for place in mine:
+            record = candidates[place][0]
+            turns = as_chat(record)["messages"]
+            key = record_key(record) if pairs else content_key(record_key({"messages": turns[:-1]}))
+            if key in before:
+                gone[place] = "a pair that was there before" if pairs else "a prompt that was there before"
+            before.add(key)
+    account.left_out.update(gone.values())
+    return [candidate for place, candidate in enumerate(candidates) if place not in gone]
+
+
+Placed = list[tuple[Record, str, bool]]  # record, split, whether it is the user's own
+
+
+def _without_evaluation_data(placed: Placed, grams: Path | None, curate: Curate, account: Account) -> Placed:
+    """The records without those of training that hold evaluation data."""
+    if grams is None:
+        return placed
+    tables = Grams.load(grams)
+
+    def turns(record: Record) -> list[tuple[str, str]]:
+        found = [(turn["role"], turn["content"]) for turn in as_chat(record)["messages"]]
+        return [*found, ("assistant", record["rejected"])] if "rejected" in record else found
+
+    screen = Screen(
+        tables, (turns(record) for record, split, _ in placed if split == "train"), curate.decontaminate
+    )
+    kept: Placed = []
+    for record, split, own in placed:
+        owner = screen.owner(turns(record)) if split == "train" else None
+        if owner is None:
+            kept.append((record, split, own))
+        else:
+            account.record_hits[tables.names[owner]] += 1
+            account.left_out["holds evaluation data"] += 1
+    return kept
+
+
+def _settle(placed: Placed, curate: Curate, left_out: Counter[str]) -> Records:
+    """Nothing held out stands in training as well; a fixed order; a limit.
+
+    No prompt of a held-out split is one of training.  A held-out question on a document goes, too,
+    where its answer stands in training word for word.  The user's own stay then: their rare long
+    answers were kept together (:mod:`.prompts`), and what many share is meant to be known.
+    """
+    settled: Records = {split: [] for split in SPLITS}
+    settled["train"] = [record for record, split, _ in placed if split == "train"]
+    prompts = {known(asked(record)) for record in settled["train"]}
+    answers = {answer_of(record) for record in settled["train"]}
+    for record, split, own in placed:
+        if split == "train":
+            continue
+        if known(asked(record)) in prompts:
+            left_out["held-out prompt also in training"] += 1
+        elif not own and answer_of(record) in answers:
+            left_out["held-out answer also in training"] += 1
+        else:
+            settled[split].append(record)
     for split in SPLITS:
-        records[split].sort(key=lambda record: hashed("order", record["id"]))
+        settled[split].sort(key=lambda record: hashed("order", record_key(record)))
     if curate.max_pairs:
-        left_out["beyond max_pairs"] += max(0, len(records["train"]) - curate.max_pairs)
-        records["train"] = records["train"][: curate.max_pairs]
-
-
-def _answer(record: dict[str, Any]) -> str:
-    return str(record["chosen"] if "chosen" in record else record["messages"][-1]["content"])
+        left_out["beyond max_pairs"] += max(0, len(settled["train"]) - curate.max_pairs)
+        settled["train"] = settled["train"][: curate.max_pairs]
+    return settled

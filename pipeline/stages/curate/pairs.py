@@ -44,10 +44,10 @@ def candidates(document: dict[str, Any]) -> tuple[list[dict[str, Any]], str | No
     if answer is None:
         return [], "no usable summary"
     pairs = [_chat(document, kind, QUESTIONS[kind].format(name=name), answer)]
-    if kind in ("function", "method") and hashed("parameter", document["id"]) % PARAMETER_SHARE == 0:
+    if kind in ("function", "method") and hashed("parameter", name, document["text"]) % PARAMETER_SHARE == 0:
         described = sorted(parameters(document["text"]).items())
         if described:
-            parameter, meaning = described[hashed("which", document["id"]) % len(described)]
+            parameter, meaning = described[hashed("which", name, document["text"]) % len(described)]
             question = PARAMETER_QUESTION.format(parameter=parameter, name=name)
             pairs.append(_chat(document, "parameter", question, meaning))
     return pairs, None
@@ -94,7 +94,7 @@ def style_pairs(instructions: list[dict[str, Any]], left_out: Counter[str]) -> l
             continue
         rejected: str | None = written
         if compliant == written:
-            choice = hashed("spoil", item["id"])
+            choice = hashed("spoil", question, written)
             rejected = spoil(compliant, item["about"], item["name"], item["arguments"], choice)
         if rejected is None:
             left_out["no rule leads out of house style"] += 1
@@ -117,7 +117,7 @@ def content_pairs(style: list[dict[str, Any]], left_out: Counter[str]) -> list[d
     pairs = []
     for index, pair in enumerate(style):
         other = None
-        if hashed("module", pair["id"]) % 2 == 0:
+        if hashed("module", *_content(pair)) % 2 == 0:
             other = _other(index, style, by_module[_module(pair["name"])])
         for length in _lengths(pair) if other is None else ():
             other = other or _other(index, style, by_length.get(length, []))
@@ -133,14 +133,14 @@ def _lengths(pair: dict[str, Any]) -> list[int]:
     length = len(pair["chosen"])
     reach = int(LENGTH_TOLERANCE * length)
     lengths = list(range(length - reach, length + reach + 1))
-    turn = hashed("length", pair["id"]) % len(lengths)
+    turn = hashed("length", *_content(pair)) % len(lengths)
     return lengths[turn:] + lengths[:turn]
 
 
 def _other(index: int, style: list[dict[str, Any]], candidates: list[int]) -> dict[str, Any] | None:
     """Another pair of alike length and other content among the candidates, or None."""
     chosen = style[index]["chosen"]
-    start = hashed("other", style[index]["id"]) % max(1, len(candidates))
+    start = hashed("other", *_content(style[index])) % max(1, len(candidates))
     for candidate in candidates[start:] + candidates[:start]:
         other = style[candidate]
         same_length = abs(len(other["chosen"]) - len(chosen)) <= LENGTH_TOLERANCE * len(chosen)
@@ -158,6 +158,11 @@ def _preference(item: dict[str, Any], kind: str, prompt: str, chosen: str, rejec
         "kind": kind,
         "name": item["name"],
     }
+
+
+def _content(pair: dict[str, Any]) -> tuple[str, str, str]:
+    """What chance goes by: an id may be the number of a line."""
+    return pair["prompt"], pair["chosen"], pair["rejected"]
 
 
 def _module(name: str) -> str:
