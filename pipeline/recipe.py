@@ -32,7 +32,6 @@ from pipeline.errors import UserError
 from pipeline.layers import Layers, Origin, leaves, locate, suggest
 from pipeline.positions import key_lines
 
-STRENGTHS = ("configs file", "recipe file", "site file", "SET")  # the layers, later ones winning
 BOUNDS = {"ge": (operator.ge, "at least"), "gt": (operator.gt, "more than"), "le": (operator.le, "at most")}
 
 
@@ -55,7 +54,7 @@ class LoadedRecipe:
 
     def ranks(self) -> dict[str, int]:
         """For every setting that was set, how strong the layer is that set it last."""
-        return {path: STRENGTHS.index(layers[-1][0].layer) for path, layers in self.history.items()}
+        return {path: inert.RANKS[layers[-1][0].layer] for path, layers in self.history.items()}
 
 
 def recipe_names(root: Path) -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import fields
 from pipeline import curation, schema
 
 STAGES = "curate.stages"
+CONFIGS = 1  # the rank of a preset
 # Sections of stages of our own.
 SECTIONS = {
     "language": "language",
@@ -25,7 +26,7 @@ SECTIONS = {
 }
 # The split compares documents by these, too, whether near-duplicates are dropped or not.
 USED_ANYWAY = {"near_duplicates.ngram", "near_duplicates.permutations", "near_duplicates.bands"}
-RECORDS = ("jsonl", "parquet", "dataset", "csv", "tsv")  # sources whose documents have fields
+RECORDS = ("jsonl", "json", "csv", "parquet", "dataset")  # sources whose documents have fields
 OF_KINDS = {
     "packages": ("python-docs",),
     "text_field": RECORDS,
@@ -33,16 +34,19 @@ OF_KINDS = {
     "id_field": RECORDS,
     "score_field": RECORDS,
     "embedding_field": RECORDS,
+    "encoding": ("json", "csv", "text", "html"),
     "extractor": ("html", "warc"),
     "language": ("wikipedia",),
 }
 
-Ranks = Mapping[str, int]  # of every setting that a layer set: how strong the layer is
+Ranks = Mapping[
+    str, int
+]  # of every setting that a layer set: how strong the layer is (:data:`pipeline.inert.RANKS`)
 
 
 def take_out(curate: schema.Curate, ranks: Ranks) -> None:
     """Put back what weaker layers than that of ``curate.stages`` set for stages that are not listed."""
-    own = ranks.get(STAGES, -1)
+    own = ranks.get(STAGES, 0)
     order = set(curation.stage_order(curate))
     for section in curation.SECTIONS.values():
         given = getattr(curate, section)
@@ -91,7 +95,8 @@ def _stages(curate: schema.Curate, ranks: Ranks) -> Iterator[tuple[str, str]]:
             continue
         held, plain = getattr(curate, section), getattr(schema.Curate(), section)
         names = [each.name for each in fields(held) if f"{section}.{each.name}" not in USED_ANYWAY]
-        said = [name for name in names if f"curate.{section}.{name}" in ranks]
+        own = ranks.get(STAGES, 0)
+        said = [name for name in names if ranks.get(f"curate.{section}.{name}", -1) >= own]
         changed = [name for name in names if getattr(held, name) != getattr(plain, name)]
         # A file that says all of a section's defaults is a whole recipe written down.
         for name in changed or (said if len(said) < len(names) else ()):
@@ -99,7 +104,7 @@ def _stages(curate: schema.Curate, ranks: Ranks) -> Iterator[tuple[str, str]]:
                 f"curate.{section}.{name}",
                 f"means nothing without the stage {stage!r}: add it to curate.stages, or take this out",
             )
-    written = ranks.get(STAGES, 0) > 0 and "filters" in curate.stages
+    written = ranks.get(STAGES, 0) > CONFIGS and "filters" in curate.stages
     if written and not any(given is not None for given in curate.filters.values()):
         yield STAGES, "lists 'filters', and curate.filters gives none: give some, or take it out of the list"
 
@@ -185,4 +190,4 @@ def _source(curate: schema.Curate, index: int, source: schema.Source) -> Iterato
 def _rank(path: str, ranks: Ranks) -> int:
     """The strongest layer that set something at a path or below it."""
     found = [rank for name, rank in ranks.items() if name == path or name.startswith(f"{path}.")]
-    return max(found, default=-1)
+    return max(found, default=0)
