@@ -34,7 +34,6 @@ OF_KINDS = {
     "id_field": RECORDS,
     "score_field": RECORDS,
     "embedding_field": RECORDS,
-    "encoding": ("json", "csv", "text", "html"),
     "extractor": ("html", "warc"),
     "language": ("wikipedia",),
 }

@@ -218,7 +218,7 @@ class Synthetic:
 
 @dataclass
 class Prompts:
-    """Prompts that repeat in the user's own instruction and preference data."""
+    """Prompts that repeat: the user's own stay before a model's, and those before a document's."""
 
     repeats: str = setting(
         "drop-equal",

@@ -109,7 +109,7 @@ def test_misspelt_key_inside_a_list_of_sources(root: Path) -> None:
         ("stages=[curate,trian]", "no stage 'trian'"),
         ("curate.sources=[]", "names no source"),
         ("curate.sources=5", "expected a list of sources"),
-        ("curate.sources=[{kind: tape}]", "not one of: python-docs, jsonl, parquet"),
+        ("curate.sources=[{kind: tape}]", "not one of: python-docs, jsonl, json, csv, parquet"),
         ("gate.override_reason=ok", "give a reason"),
         ("deploy.http_port=8001", "ports must differ"),
         ("curate.redact.email=mask", "'mask' is not one of: replace, hash, drop, keep"),

@@ -42,6 +42,7 @@ from pipeline.stages.curate.learn_tokenizer import learn_tokenizer
 from pipeline.stages.curate.megatron import WriteMegatron
 from pipeline.stages.curate.pair_data import make_pairs
 from pipeline.stages.curate.readers.records import read_records
+from pipeline.stages.curate.redact import redact_rows
 from pipeline.stages.curate.shards import (
     DOCUMENTS,
     FolderWork,
@@ -64,6 +65,7 @@ from pipeline.stages.curate.split import (
     texts_of,
 )
 from pipeline.stages.curate.synthetic import Generated
+from pipeline.stages.curate.text_stages import Ledger
 from pipeline.stages.pool import worker_pool
 from pipeline.stages.step import InputError, Step
 
@@ -223,6 +225,11 @@ class Curation:
         made = generate(
             chosen, settings, self.step.work, lambda done: self.step.progress(done, wanted, "documents")
         )
+        if "redact" in self.curate.stages:  # a model may make an address up, or know one
+            ledger = Ledger()
+            made.documents, dropped = redact_rows(made.documents, self.curate.redact, ledger)
+            made.dropped.update({f"redact: {reason}": count for reason, count in dropped.items()})
+            self.account.redacted.update(ledger.found)
         self.generated = made
         rows = [{"number": (1 << 62) + place, **row} for place, row in enumerate(made.documents)]
         folder = self.step.state / "synthetic"

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -113,6 +114,23 @@ class RedactText(TextStage):
         """A name that is personal data and nothing else costs the document its name only."""
         outcome, reason = self.one(name, ledger)
         return ("", "") if reason == NOTHING_LEFT else (outcome or "", reason)
+
+
+def redact_rows(
+    rows: list[dict[str, Any]], settings: Redact, ledger: Ledger
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """The documents without personal data, and why others are dropped: for texts that no pass sees."""
+    stage = RedactText(settings)
+    stage.setup()
+    kept, dropped = [], Counter[str]()
+    for row in rows:
+        text, reason = stage.one(row["text"], ledger)
+        name, fault = stage.title(row["name"], ledger) if row["name"] else ("", "")
+        if text is None or fault:
+            dropped[reason or fault] += 1
+        else:
+            kept.append({**row, "text": text, "name": name})
+    return kept, dropped
 
 
 def only_tags(text: str) -> bool:

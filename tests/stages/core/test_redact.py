@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline import schema
-from pipeline.stages.curate.redact import KINDS, RedactText, finds, merged, redacted
+from pipeline.stages.curate.redact import KINDS, RedactText, finds, merged, redact_rows, redacted
 from pipeline.stages.curate.text_stages import Ledger
 
 REGIONS = ("US", "GB", "DE", "FR")
@@ -116,6 +116,15 @@ def test_a_document_of_personal_data_alone_is_dropped() -> None:
     )
     assert stage.title("anna@example.org", Ledger()) == ("", "")
     assert stage.one("Ask anna@example.org.", Ledger())[0] is not None
+
+
+def test_documents_that_a_model_made() -> None:
+    ledger = Ledger()
+    rows = [{"text": text, "name": "n"} for text in ("Ask anna@example.org.", "anna@example.org", "Ask her.")]
+    kept, dropped = redact_rows(rows, schema.Redact(), ledger)
+    assert [row["text"] for row in kept] == ["Ask <EMAIL>.", "Ask her."]
+    assert dropped == {"nothing is left beside personal data": 1}
+    assert ledger.found["email", "replace"] == 2
 
 
 def test_a_private_key_goes_whole() -> None:
