@@ -60,7 +60,7 @@ def test_precision_and_recall_on_planted_duplicates(texts: list[str]) -> None:
             clear["false"][1] += (index, copy) in pairs
     assert clear["true"][0] > 800
     assert clear["true"][1] / clear["true"][0] > 0.98  # recall
-    assert clear["false"][0] > 600
+    assert clear["false"][0] > 500
     assert clear["false"][1] / clear["false"][0] < 0.01
     # Precision over all pairs found, planted or not.
     wrong = sum(jaccard(corpus[a], corpus[b]) < 0.65 for a, b in pairs)
