@@ -112,7 +112,9 @@ class Export:
         "(cpu-openvino)",
         identity=False,
     )
-    parity_prompts: int = setting(200, "held-out prompts of the parity check", ge=50)
+    parity_prompts: int = setting(
+        200, "held-out prompts of the parity check; where curation has fewer, all of them", ge=1
+    )
     parity_tokens: int = setting(24, "greedy tokens compared per prompt", ge=1)
     tolerance: dict[str, Any] = setting(
         {},

@@ -74,7 +74,7 @@ def parse(values: dict[str, Any]) -> Parameters:
         temperature=_bounded(values, "temperature", at_least=0.0, at_most=100.0),
         top_p=_bounded(values, "top_p", above=0.0, at_most=1.0),
         top_k=_bounded(values, "top_k", at_least=1),
-        repetition_penalty=_bounded(values, "repetition_penalty", above=0.0, at_most=100.0),
+        repetition_penalty=_bounded(values, "repetition_penalty", at_least=0.01, at_most=100.0),
         presence_penalty=_bounded(values, "presence_penalty", at_least=-2.0, at_most=2.0),
         frequency_penalty=_bounded(values, "frequency_penalty", at_least=-2.0, at_most=2.0),
         seed=_bounded(values, "seed", at_least=0, at_most=LARGEST_SEED),

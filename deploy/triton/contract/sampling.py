@@ -11,6 +11,11 @@ from typing import Any
 
 from parameters import Parameters, RequestError
 
+# Below these the likeliest token is all that is left: a difference of 0.001 in the logits is a factor of e**100 at this
+# temperature, and no token of a vocabulary of a million is likeliest with less.  32-bit arithmetic overflows further down.
+COLDEST = 1e-5
+NARROWEST = 1e-6
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -37,7 +42,7 @@ def resolve(
 ) -> Sampling:
     """``max_new_tokens`` is the length of an answer that names none, ``context`` the model's, both in tokens.
 
-    A temperature of 0 is greedy; any of temperature, top_p and top_k asks for sampling.
+    A temperature or top_p of next to nothing is greedy; else any of temperature, top_p and top_k asks for sampling.
     Raises :class:`RequestError` for what does not fit into the context.
     """
     room = context - prompt_tokens
@@ -52,18 +57,17 @@ def resolve(
     if request.min_tokens is not None and request.min_tokens > length:
         raise RequestError(f"min_tokens is {request.min_tokens}, more than the {length} that there may be")
     asked = (request.temperature, request.top_p, request.top_k)
-    greedy = not defaults.get("do_sample", False)
-    if request.temperature == 0:
-        greedy = True
-    elif any(value is not None for value in asked):
-        greedy = False
+    temperature = float(_first(request.temperature, defaults.get("temperature"), 1.0))
+    top_p = float(_first(request.top_p, defaults.get("top_p"), 1.0))
+    samples = any(value is not None for value in asked) or bool(defaults.get("do_sample", False))
+    greedy = not samples or temperature < COLDEST or top_p < NARROWEST
     ends = defaults.get("eos_token_id")
     return Sampling(
         max_tokens=length,
         min_tokens=request.min_tokens or 0,
         greedy=greedy,
-        temperature=1.0 if greedy else float(_first(request.temperature, defaults.get("temperature"), 1.0)),
-        top_p=1.0 if greedy else float(_first(request.top_p, defaults.get("top_p"), 1.0)),
+        temperature=1.0 if greedy else temperature,
+        top_p=1.0 if greedy else top_p,
         top_k=0 if greedy else int(_first(request.top_k, defaults.get("top_k"), 0)),
         repetition_penalty=float(_first(request.repetition_penalty, defaults.get("repetition_penalty"), 1.0)),
         presence_penalty=float(_first(request.presence_penalty, 0.0)),

@@ -95,10 +95,14 @@ def _publish_full(
     # The base model's own precision must not make a reader round what was trained.
     name = str(kind).removeprefix("torch.")
     write_json(folder / "config.json", {**config, "dtype": name, "torch_dtype": name})
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
-    ends = [tokenizer.eos_token_id, *(answer_ends(tokenizer) - {tokenizer.eos_token_id})]
-    generation = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
-    write_json(folder / "generation_config.json", {"bos_token_id": tokenizer.bos_token_id, **generation})
+    own = start / "generation_config.json"
+    if own.exists():  # a base's end tokens and sampling are as much its own as its weights
+        shutil.copyfile(own, folder / own.name)
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+        ends = [tokenizer.eos_token_id, *(answer_ends(tokenizer) - {tokenizer.eos_token_id})]
+        generation = {"eos_token_id": ends, "pad_token_id": tokenizer.pad_token_id, "do_sample": False}
+        write_json(folder / own.name, {"bos_token_id": tokenizer.bos_token_id, **generation})
     write_json(step.output / "model.json", {"kind": "full", "path": "model"})
 
 

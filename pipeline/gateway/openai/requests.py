@@ -164,7 +164,7 @@ class _Request(_Strict):
     # vLLM's
     top_k: Annotated[int, Field(ge=1, le=LARGEST), Whole] | None = None
     min_tokens: Annotated[int, Field(ge=0, le=LARGEST), Whole] | None = None
-    repetition_penalty: Annotated[float, Field(ge=SMALLEST, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     ignore_eos: bool | None = None
     # It cannot change the answer.
     user: str | None = None

@@ -24,7 +24,7 @@ def run(step: Step) -> None:
     import torch
 
     from pipeline.stages.evaluate import figures, table
-    from pipeline.stages.evaluate.held_out import read_held_out
+    from pipeline.stages.evaluate.held_out import question_of, read_held_out
     from pipeline.stages.evaluate.measure import scores_of
     from pipeline.stages.reading import load_model
 
@@ -73,7 +73,7 @@ def run(step: Step) -> None:
         "skipped": held_out.skipped,
         "answers": [
             {
-                "question": record["messages"][0]["content"],
+                "question": question_of(record["messages"]),
                 "authors": record["messages"][-1]["content"],
                 "models": {name: scores[name]["generated"][place] for name in names},
             }

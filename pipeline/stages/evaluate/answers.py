@@ -13,13 +13,18 @@ from pipeline.stages.evaluate.scoring import Progress
 
 @torch.inference_mode()
 def greedy_answers(
-    model: Any, tokenizer: Any, questions: list[str], max_new_tokens: int, batch_size: int, progress: Progress
+    model: Any,
+    tokenizer: Any,
+    questions: list[list[dict[str, str]]],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress,
 ) -> list[str]:
-    """The model's greedy answer to each question, up to the end of its turn.
+    """The model's greedy answer to each question (the turns of a conversation before it), up to the end of its turn.
 
     Prompts are padded on the left and masked, so an answer does not depend on its batch.
     """
-    prompts = [prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question in questions]
+    prompts = [prompt_ids(tokenizer, turns) for turns in questions]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     ends = answer_ends(tokenizer)
     answers = [""] * len(prompts)

@@ -11,6 +11,7 @@ from pipeline.engines.automodel.tokenise import (
     document_examples,
     instruction_examples,
     preference_examples,
+    prompt_ids,
     read_records,
 )
 from pipeline.schema import Evaluate
@@ -23,7 +24,7 @@ class HeldOut:
 
     ``swapped`` are the instruction pairs with each question exchanged for another one's;
     ``preferences`` hold the pairs' examples and records by kind; ``skipped`` counts what
-    did not fit the context.
+    did not fit the context.  Of each record of ``questions``, all turns before the last answer are asked.
     """
 
     documents: Examples
@@ -58,12 +59,31 @@ def read_held_out(data: Path, tokenizer: Any, settings: Evaluate, context: int) 
         if chosen:
             preferences[kind] = (examples, kept)
             skipped[f"{kind} pairs"] = counts["too_long"]
-    questions = [
-        record for record in records if record.get("about") != "parameter" and len(record["messages"]) == 2
-    ]
-    return HeldOut(
-        held_out, answers, swapped_answers, preferences, questions[: settings.generations], skipped
-    )
+    questions, skipped["questions"] = _questions(tokenizer, records, settings, context)
+    return HeldOut(held_out, answers, swapped_answers, preferences, questions, skipped)
+
+
+def _questions(
+    tokenizer: Any, records: list[dict[str, Any]], settings: Evaluate, context: int
+) -> tuple[list[dict[str, Any]], int]:
+    """The chats whose last answer is sampled, and how many left no room for one; chats of any length."""
+    found: list[dict[str, Any]] = []
+    left_out = 0
+    for record in records:
+        if len(found) == settings.generations:
+            break
+        if record.get("about") == "parameter":
+            continue
+        if len(prompt_ids(tokenizer, record["messages"][:-1])) + settings.max_new_tokens > context:
+            left_out += 1
+        else:
+            found.append(record)
+    return found, left_out
+
+
+def question_of(messages: list[dict[str, str]]) -> str:
+    """What an answer is shown beside: the turn before it."""
+    return messages[-2]["content"]
 
 
 def swap_questions(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def scores_of(
             "chosen_tokens": [len(loss) for loss in both[0::2]],
             "rejected_tokens": [len(loss) for loss in both[1::2]],
         }
-    questions = [record["messages"][0]["content"] for record in held_out.questions]
+    questions = [record["messages"][:-1] for record in held_out.questions]
     answers = greedy_answers(
         model,
         tokenizer,

@@ -36,7 +36,7 @@ def run(step: Step) -> None:
     """Run the export stage.
 
     Raises :class:`InputError` for a base model without weights or a chat template, or one that the target cannot
-    take, and ``RuntimeError`` with the figures when the exported model is not the trained one.
+    take, and with the figures where the exported model is further from the trained one than it may be.
     """
     from pipeline.stages.export import bundle, card, parity, targets
 
@@ -70,9 +70,11 @@ def run(step: Step) -> None:
     write_json(step.output / "probes.json", _probes(settings, {settings.model_name: result, **variants}))
     write_json(step.output / "parity.json", {**result, "variants": variants})
     if faults:
-        fault = f"the exported model is not the trained one: {'; '.join(faults)}; see parity.json in the step's output"
-        step.error(fault)
-        raise RuntimeError(fault)
+        raise InputError(
+            f"the export as {settings.weights} for {settings.target} is not the trained model: {'; '.join(faults)}. "
+            "Choose other export.weights, or say in export.tolerance what it may cost; parity.json in the step's work "
+            "folder has every figure"
+        )
     write_json(
         step.output / "export.json",
         {

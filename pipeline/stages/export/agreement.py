@@ -118,36 +118,39 @@ class Perplexity:
 class Tolerance:
     """What a precision may cost before the export is refused.
 
-    ``different`` is the share of prompts whose greedy answer may differ, ``kl`` in nats and
-    ``perplexity`` the relative rise on held-out documents.
+    ``different`` is the share of prompts whose greedy answer may differ, None where that is told and bounds
+    nothing: of two tokens that are almost equally likely, rounding decides, and all that follows differs.
+    ``kl`` is in nats and ``perplexity`` the relative rise on held-out documents.
     """
 
-    different: float
+    different: float | None
     top1_agreement: float
     kl: float
     perplexity: float
 
     def faults(self, tokens: Tokens, logits: Logits, held_out: Perplexity | None) -> list[str]:
-        """What lies outside, in words."""
+        """What lies outside, in words, each with the setting that bounds it."""
         found = []
-        if tokens.different > self.different * tokens.prompts:
+        if self.different is not None and tokens.different > self.different * tokens.prompts:
             found.append(
                 f"greedy answers differ on {tokens.different} of {tokens.prompts} prompts "
-                f"({tokens.equal} equal, {tokens.excused} excused as ties; {self.different:.0%} may differ)"
+                f"({tokens.equal} equal, {tokens.excused} excused as ties; {self.different:.0%} may differ: "
+                "export.tolerance.different)"
             )
         if logits.top1_agreement < self.top1_agreement:
             found.append(
                 f"the best next token is the same at {logits.top1_agreement:.1%} of {logits.positions} positions "
-                f"(at least {self.top1_agreement:.1%})"
+                f"(at least {self.top1_agreement:.1%}: export.tolerance.top1_agreement)"
             )
         if logits.kl > self.kl:
             found.append(
-                f"the divergence from the model is {logits.kl:.2g} nats a token (at most {self.kl:.2g})"
+                f"the divergence from the model is {logits.kl:.2g} nats a token (at most {self.kl:.2g}: "
+                "export.tolerance.kl)"
             )
         if held_out is not None and held_out.after > held_out.before * (1 + self.perplexity):
             found.append(
                 f"held-out perplexity goes from {held_out.before:.4g} to {held_out.after:.4g} "
-                f"(at most {self.perplexity:+.2%})"
+                f"(at most {self.perplexity:+.2%}: export.tolerance.perplexity)"
             )
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.conversations.tokenizer import chat_tokenizer
@@ -9,29 +10,46 @@ from pipeline.stages.data_sets import documents
 from pipeline.stages.step import InputError, Step, read_jsonl
 
 OPENING = 80  # characters of a document that stand in for a question
+Turns = list[dict[str, str]]
 
 
-def conversations(step: Step, count: int) -> list[list[dict[str, str]]]:
-    """Test questions first, then what else curation held out.
+@dataclass(frozen=True)
+class Asked:
+    """A conversation up to where the assistant answers, all turns of it, and the answer that it had."""
+
+    turns: Turns
+    answer: str
+
+    @property
+    def gone_on(self) -> Turns:
+        """The conversation with its answer and the last question once more: what a template makes of both."""
+        return [*self.turns, {"role": "assistant", "content": self.answer}, self.turns[-1]]
+
+
+def conversations(step: Step, count: int) -> list[Asked]:
+    """Test questions first, then what else curation held out; as many as there are, ``count`` at most.
 
     A small corpus may have fewer test questions than wanted, an untitled one none: then
-    validation questions and the openings of documents (held out ones first) fill up.  Each
-    conversation has a second question, for the template.  Raises :class:`InputError` when
-    even so there are too few.
+    validation questions and the openings of documents (held out ones first) fill up.
+    Raises :class:`InputError` where there is nothing at all to ask.
     """
     data = step.inputs["data"]
-    found: list[list[dict[str, str]]] = []
+    found: list[Asked] = []
     for split in ("test", "validation"):
-        records = read_jsonl(data / "sft" / f"{split}.jsonl")
-        found += [[*r["messages"][:2], r["messages"][0]] for r in records if len(r["messages"]) >= 2]
+        for record in read_jsonl(data / "sft" / f"{split}.jsonl"):
+            *turns, answer = record["messages"]
+            if turns:
+                found.append(Asked(turns, answer["content"]))
     for split in ("test", "validation", "train"):
         if len(found) < count:
             for record in documents(data, split):
-                opening = {"role": "user", "content": record["text"][:OPENING].strip()}
-                found.append([opening, {**opening, "role": "assistant"}, opening])
-    if len(found) < count:
+                opening = record["text"][:OPENING].strip()
+                if opening:
+                    found.append(Asked([{"role": "user", "content": opening}], opening))
+    if not found:
         raise InputError(
-            f"export.parity_prompts: {count} prompts wanted, curation has {len(found)}; give it more documents"
+            "curation has neither a question nor a document to hold the export to the trained model on; "
+            "give curate.sources or curate.instructions more"
         )
     return found[:count]
 

@@ -31,6 +31,7 @@ from pipeline.stages.export.reference import Reference
 from pipeline.stages.step import Step
 
 EXAMPLES = 5
+SERVED_ROLES = ("system", "user", "assistant")  # as deploy/triton/contract/parameters.py has them
 PROBES = 64  # questions with their answers that a server of this export will be held to
 
 # What a precision may cost: some times what was measured on llama-tiny's aligned model (README, "Serving"), of two
@@ -69,20 +70,25 @@ def check(
     settings = step.section(schema.Export)
     conversations = held_out.conversations(step, settings.parity_prompts)
     room = int(reference.model.config.max_position_embeddings) - settings.parity_tokens
-    prompts = [chat_tokenizer(tokenizer).prompt([messages[0]])[-room:] for messages in conversations]
+    if len(conversations) < settings.parity_prompts:
+        step.message(
+            f"held to the trained model on {len(conversations):,} prompts: curation has no more "
+            f"(export.parity_prompts is {settings.parity_prompts:,})"
+        )
+    prompts = [chat_tokenizer(tokenizer).prompt(asked.turns)[-room:] for asked in conversations]
     templates = [] if served is None else template_differences(served, tokenizer, conversations)
     tokens, logits = Tokens(prompts=len(prompts)), LogitsSum()
     got = exported.answers(prompts, settings.parity_tokens)
     probes: list[dict[str, Any]] = []
-    for done, (prompt, ours, messages) in enumerate(zip(prompts, got, conversations, strict=True), start=1):
+    for done, (prompt, ours, asked) in enumerate(zip(prompts, got, conversations, strict=True), start=1):
         wanted = reference.answer(prompt, settings.parity_tokens)
         ids, start = prompt + wanted, len(prompt) - 1
         theirs = reference.logits(ids)[start:-1]
         logits.add(exported.logits(ids)[start:-1], theirs)
         _count(tokens, tokenizer, prompt, ours, wanted, theirs)
-        if ours == wanted and len(prompt) < room and len(probes) < PROBES:
+        if ours == wanted and len(prompt) < room and len(probes) < PROBES and askable(asked.turns):
             text = chat_tokenizer(tokenizer).decode(ours)
-            probes.append({"messages": messages[:1], "text": text})
+            probes.append({"messages": asked.turns, "text": text})
         step.progress(done, len(prompts), "prompts")
     perplexity = _perplexity(step, reference, tokenizer, exported)
     tolerance = replace(TOLERANCES[settings.weights], **settings.tolerance)
@@ -171,13 +177,18 @@ def describe(result: dict[str, Any]) -> str:
     )
 
 
+def askable(turns: held_out.Turns) -> bool:
+    """Whether a client of the server can send these turns: it takes no results of tools."""
+    return turns[-1]["role"] == "user" and all(turn["role"] in SERVED_ROLES for turn in turns)
+
+
 def template_differences(
-    served: Any, tokenizer: Any, conversations: list[list[dict[str, str]]]
+    served: Any, tokenizer: Any, conversations: list[held_out.Asked]
 ) -> list[dict[str, str]]:
-    """The renderings that differ, of the first question or of the whole conversation; one each at most."""
+    """The renderings that differ, of what is asked or of the conversation gone on; one each at most."""
     found = []
-    for messages in conversations:
-        for part in (messages[:1], messages):
+    for asked in conversations:
+        for part in (asked.turns, asked.gone_on):
             exported = served.render(part)
             wanted = tokenizer.apply_chat_template(part, add_generation_prompt=True, tokenize=False)
             if exported.encode() != wanted.encode() or served.prompt(part) != chat_tokenizer(

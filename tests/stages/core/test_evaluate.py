@@ -69,12 +69,16 @@ def test_losses_equal_one_sequence_at_a_time(
         np.testing.assert_allclose(losses, slow, rtol=1e-4, atol=1e-4)
 
 
+def asked(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
 def test_batched_greedy_answers_equal_single_ones(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    together = greedy_answers(model, tokenizer, QUESTIONS, 12, 8, lambda *_: None)
+    together = greedy_answers(model, tokenizer, [asked(q) for q in QUESTIONS], 12, 8, lambda *_: None)
     for question, answer in zip(QUESTIONS, together, strict=True):
-        tokens = prompt_ids(tokenizer, [{"role": "user", "content": question}])
+        tokens = prompt_ids(tokenizer, asked(question))
         start = len(tokens)
         with torch.no_grad():
             while len(tokens) < start + 12 and (len(tokens) == start or tokens[-1] not in (0, 3)):

@@ -87,7 +87,7 @@ def test_a_prompt_draws_the_same_beside_any_others(model: Any, tokenizer: PreTra
 def test_without_heat_a_draw_is_the_greedy_answer(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     settings = Sample(answers=2, max_new_tokens=12, temperature=1e-6)
     drawn = draw(model, tokenizer, RECORDS, settings, lambda _: None)
-    greedy = greedy_answers(model, tokenizer, QUESTIONS, 12, 8, lambda *_: None)
+    greedy = greedy_answers(model, tokenizer, [r["prompt"] for r in RECORDS], 12, 8, lambda *_: None)
     assert [[each["text"] for each in own] for own in drawn] == [[answer] * 2 for answer in greedy]
 
 

@@ -94,10 +94,39 @@ def test_parity_prompts_come_from_wherever_there_are_some(inputs: dict[str, Path
     )
     found = held_out.conversations(step, 12)
     assert len(found) == 12
-    assert [turn["role"] for turn in found[-1]] == ["user", "assistant", "user"]
-    assert found[3][0]["content"].startswith("Document 0 says")
-    with pytest.raises(InputError, match="14 prompts wanted, curation has 13"):
+    assert [turn["role"] for turn in found[-1].gone_on] == ["user", "assistant", "user"]
+    assert found[3].turns[0]["content"].startswith("Document 0 says")
+    assert len(held_out.conversations(step, 14)) == 13  # as many as there are
+    for file in (data / "sft").glob("*.jsonl"):
+        file.write_text("")
+    shutil.rmtree(data / "pretrain")
+    for split in ("train", "validation", "test"):
+        (data / "pretrain" / split).mkdir(parents=True)
+    with pytest.raises(InputError, match="neither a question nor a document"):
         held_out.conversations(step, 14)
+
+
+def test_all_turns_before_the_answer_are_asked(inputs: dict[str, Path], tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(inputs["data"], data)
+    turns = [
+        {"role": "system", "content": "Answer in one word."},
+        {"role": "user", "content": "Is it raining?"},
+        {"role": "assistant", "content": "No."},
+        {"role": "user", "content": "And now?"},
+    ]
+    chat = {"messages": [*turns, {"role": "assistant", "content": "Yes."}]}
+    (data / "sft" / "test.jsonl").write_text(f"{json.dumps(chat)}\n" * 3)
+    step = Step(
+        "export", "pipeline.stages.export", "r", "0" * 64, {}, {"data": data}, None, tmp_path / "w", 1
+    )
+    [first, *_] = held_out.conversations(step, 3)
+    assert (first.turns, first.answer) == (turns, "Yes.")
+    assert parity.askable(first.turns)
+    status, told = run_stage("export", tmp_path / "w", {**inputs, "data": data}, {})
+    assert status == 0, told
+    probes = json.loads((tmp_path / "w" / "output" / "probes.json").read_text())["answers"]
+    assert probes[0]["messages"] == turns
 
 
 def test_no_chat_template_is_the_users_to_mend(inputs: dict[str, Path], tmp_path: Path) -> None:
