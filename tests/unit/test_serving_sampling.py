@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "deploy" / "triton" / "contract"))
 
-from parameters import RequestError, parse  # noqa: E402
-from sampling import Sampling, resolve  # noqa: E402
+from parameters import RequestError, parse
+from sampling import Sampling, resolve
 
 # As a published instruct model has them (the case base-generation-defaults).
 DEFAULTS = {
