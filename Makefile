@@ -123,7 +123,7 @@ clean-env:
 
 # Write the locks anew from the .in files, after changing what is wanted.
 locks:
-	@$(call quoted,$(PYTHON)) -m pipeline.toolchains lock $(ENVIRONMENTS)
+	@$(call quoted,$(PYTHON)) -m pipeline.toolchains lock $(ENVIRONMENTS) build torch-cuda
 
 # ----------------------------------------------------------------------------- tests
 

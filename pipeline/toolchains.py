@@ -3,7 +3,7 @@
     python3 -m pipeline.toolchains create core     # what `make env-core` runs
 
 ``configs/toolchains/NAME.in`` says what is wanted and why, ``NAME.lock`` pins every
-package, transitive ones included, and ``.venvs/NAME`` is made from the lock.  A stamp in
+package, transitive ones included, with the hashes of its files, and ``.venvs/NAME`` is made from the lock.  A stamp in
 the environment holds the lock's digest: the same digest means there is nothing to do,
 and pip is not called.  Standard library only: this runs before anything is installed.
 """
@@ -55,8 +55,11 @@ NEEDS_GB = {
 }
 DEFAULT_GB = 1.0
 STAMP = ".lock-digest"
-LOCK_HEADER = "# Written by `make locks`; every package that the environment holds, transitive ones included."
-WITHOUT_DEPENDENCIES = "# without dependencies"
+FROM_SOURCE = "# Built from source, apart, with the tools of build.lock."
+# Locks that are no environments: what PyPI's build of torch wants beside, and what sources are built with.
+CUDA = "torch-cuda"
+SHARED = (CUDA, "build")
+QUIETLY = ("--disable-pip-version-check", "--no-compile")
 
 
 @dataclass(frozen=True)
@@ -170,59 +173,63 @@ def _install(toolchain: Toolchain, held: int) -> None:
     # The stamp first: an environment that is half gone must not pass for a whole one.
     (toolchain.folder / STAMP).unlink(missing_ok=True)
     shutil.rmtree(toolchain.folder, ignore_errors=True)
-    _call([sys.executable, "-m", "venv", str(toolchain.folder)], toolchain, held=held)
-    # torch alone and first, with what its build needs: a later package that wants "torch"
-    # would otherwise choose the build.  Then everything else exactly as pinned; resolving
-    # again could only fail, since some packages' stated ranges are narrower than what works.
-    pip = [
-        str(toolchain.python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--no-compile",
-    ]
-    if "torch" in pins(toolchain.lock):
-        _call([*pip, f"torch=={pins(toolchain.lock)['torch']}"], toolchain, toolchain.lock, held)
-    _call([*pip, "--no-deps", "-r", str(toolchain.lock)], toolchain, toolchain.lock, held)
+    pip = environment(toolchain.folder, toolchain, held)
+    # Exactly as pinned; resolving again could only fail, since some packages' stated ranges are narrower than what works.
+    # No file that is not in the lock: neither another's of the same name, nor what a source would be built with.
+    exactly = [*pip, "--no-deps", "--require-hashes"]
+    wheels, _, sources = toolchain.lock.read_text(encoding="utf-8").partition(FROM_SOURCE)
+    with tempfile.TemporaryDirectory() as scratch:
+        _requirements(Path(scratch) / "wheels.txt", wheels)
+        call([*exactly, "--only-binary=:all:", "-r", f"{scratch}/wheels.txt"], toolchain, held)
+        if sources:
+            _requirements(Path(scratch) / "sources.txt", sources)
+            call([*pip, "--no-deps", "--no-index", *_built(Path(scratch), toolchain, held)], toolchain, held)
+        if _lacks_cuda(toolchain):
+            text = (toolchain.lock.parent / f"{CUDA}.lock").read_text(encoding="utf-8")
+            _requirements(Path(scratch) / "cuda.txt", text, without=set(map(name_of, pins(toolchain.lock))))
+            call([*exactly, "--only-binary=:all:", "-r", f"{scratch}/cuda.txt"], toolchain, held)
     (toolchain.folder / STAMP).write_text(toolchain.lock_digest() + "\n", encoding="utf-8")
     print(f"{toolchain.name}: ready in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def write_lock(toolchain: Toolchain) -> None:
-    """Resolve what the ``.in`` file wants in a fresh environment and pin everything it got.
+def environment(folder: Path, toolchain: Toolchain, held: int | None = None) -> list[str]:
+    """A fresh virtual environment; returns the command that installs into it."""
+    call([sys.executable, "-m", "venv", str(folder)], toolchain, held)
+    return [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *QUIETLY]
 
-    Packages under the line ``# without dependencies`` are installed as they are: their
-    stated requirements would bring what does not work beside the rest.
-    """
-    wanted = toolchain.lock.with_suffix(".in")
-    with tempfile.TemporaryDirectory() as scratch:
-        python = Path(scratch) / "env" / "bin" / "python"
-        _call([sys.executable, "-m", "venv", str(Path(scratch) / "env")], toolchain)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-        before, _, after = wanted.read_text(encoding="utf-8").partition(WITHOUT_DEPENDENCIES)
-        torch = re.search(r"^torch==\S+", before, re.MULTILINE)
-        if torch:
-            _call([*pip, torch.group(0)], toolchain)
-        for text, options in ((before, []), (after, ["--no-deps"])):
-            if text.strip():
-                part = (
-                    wanted.parent / f".{toolchain.name}.part.in"
-                )  # beside the others: -r lines are relative
-                part.write_text(text, encoding="utf-8")
-                try:
-                    _call([*pip, *options, "-r", str(part)], toolchain)
-                finally:
-                    part.unlink()
-        frozen = subprocess.run(
-            [str(python), "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True
-        ).stdout
-    kept = [line for line in frozen.splitlines() if not line.startswith(("pip==", "wheel=="))]
-    # The local version names a build ("+cpu"); any build of the version will do.
-    lines = [LOCK_HEADER, *(re.sub(r"\+\S+$", "", line) for line in kept)]
-    toolchain.lock.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{toolchain.name}: {len(kept)} packages pinned in {toolchain.lock}")
+
+def _built(scratch: Path, toolchain: Toolchain, held: int) -> list[str]:
+    """Wheels of ``sources.txt``, built apart with the pinned tools of ``build.lock``."""
+    pip = environment(scratch / "build", toolchain, held)
+    tools = toolchain.lock.parent / "build.lock"
+    call([*pip, "--no-deps", "--require-hashes", "--only-binary=:all:", "-r", str(tools)], toolchain, held)
+    words = ["--no-deps", "--require-hashes", "--no-build-isolation", "--wheel-dir", f"{scratch}/made"]
+    command = [pip[0], "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", *words]
+    call([*command, "-r", f"{scratch}/sources.txt"], toolchain, held)
+    return sorted(map(str, (scratch / "made").glob("*.whl")))
+
+
+def _lacks_cuda(toolchain: Toolchain) -> bool:
+    """Whether the torch that pip chose wants CUDA's packages, as PyPI's does, and the lock has none itself."""
+    if "nvidia-cublas" in pins(toolchain.lock):
+        return False
+    found = [
+        path.read_text(encoding="utf-8")
+        for path in toolchain.site_packages().glob("torch-*.dist-info/METADATA")
+    ]
+    return any(re.search(r"^Requires-Dist: (nvidia|cuda)-", text, re.MULTILINE) for text in found)
+
+
+def _requirements(file: Path, text: str, without: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Write a lock's text but for some packages; a package's hashes are on the lines after it."""
+    entries = re.split(r"^(?=[\w.-]+==)", text, flags=re.MULTILINE)
+    kept = [entry for entry in entries if name_of(entry.partition("==")[0]) not in without]
+    file.write_text("".join(kept), encoding="utf-8")
+
+
+def name_of(package: str) -> str:
+    """A package's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def pins(lock: Path) -> dict[str, str]:
@@ -237,6 +244,12 @@ def pins(lock: Path) -> dict[str, str]:
 
 def failure_advice(output: str) -> str:
     """What went wrong in pip's output, and what to do, in one or two sentences."""
+    changed = re.search(r"DO NOT MATCH THE HASHES.*?^\s+(\S+) from", output, re.DOTALL | re.MULTILINE)
+    if changed:
+        return (
+            f"{changed[1]}: the file that was offered is not one that the lock names, so it was changed, or is another build "
+            "than the official ones; look at where pip gets it from (pip config list)"
+        )
     patterns = (
         (
             r"No matching distribution found for (\S+)",
@@ -273,23 +286,19 @@ def failure_advice(output: str) -> str:
     return lines[-1] if lines else "pip gave no reason"
 
 
-def _call(
-    command: list[str], toolchain: Toolchain, constraint: Path | None = None, held: int | None = None
-) -> None:
-    """Run a command of an installation, which inherits the lock ``held``; ``constraint`` also pins what packages are built with."""
-    # An address, since pip takes a path with a space for two.
-    pinned = {"PIP_CONSTRAINT": constraint.absolute().as_uri()} if constraint else {}
+def call(command: list[str], toolchain: Toolchain, held: int | None = None) -> None:
+    """Run a command of an installation, which inherits the lock ``held``.  Raises :class:`LifecycleError`."""
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        env={**os.environ, **pinned},
         pass_fds=() if held is None else (held,),
     )
     if done.returncode:
         log = toolchain.folder.parent / f"{toolchain.name}-install.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(done.stdout, encoding="utf-8")
         raise LifecycleError(
             f"the {toolchain.name} toolchain could not be installed: {failure_advice(done.stdout)}.\n"
@@ -298,15 +307,21 @@ def _call(
 
 
 def main(arguments: list[str]) -> int:
-    """``create NAME ...`` or ``lock NAME ...``; exit status 2 for a user's mistake, 1 when pip failed."""
-    actions = {"create": create, "lock": write_lock}
-    if len(arguments) < 2 or arguments[0] not in actions or not set(arguments[1:]) <= set(NAMES):
-        usage = f"{{{','.join(actions)}}} {{{','.join(NAMES)}}} ..."
+    """``create``, ``lock`` or ``hash`` for names; exit status 2 for a user's mistake, 1 when pip failed."""
+    action, *names = arguments or [""]
+    known = {"create": NAMES, "lock": (*NAMES, *SHARED), "hash": (*NAMES, *SHARED)}
+    if not names or not set(names) <= set(known.get(action, ())):
+        usage = f"{{{','.join(known)}}} {{{','.join(NAMES)}}} ..."
         print(f"usage: python -m pipeline.toolchains {usage}", file=sys.stderr)
         return 2
     try:
-        for name in arguments[1:]:
-            actions[arguments[0]](Toolchain(name))
+        if action == "create":
+            for name in names:
+                create(Toolchain(name))
+        else:
+            from pipeline import locks
+
+            locks.main(action, names)
     except LifecycleError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
