@@ -49,7 +49,9 @@ def with_marks(
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         added.append({"id": 0, "content": border, **flags, "special": True})
         made = Tokenizer.from_str(
-            json.dumps({**definition, "model": model, "added_tokens": added, "post_processor": None})
+            json.dumps(
+                {**definition, "model": model, "added_tokens": added, "post_processor": None}, allow_nan=False
+            )
         )
         ids = {made.token_to_id(names.get(text, text)): number for text, number in _added(definition, whole)}
         marks = {text: made.encode(name, add_special_tokens=False).ids for text, name in names.items()}

@@ -54,7 +54,12 @@ def environment() -> ImmutableSandboxedEnvironment:
         sort_keys: bool = False,
     ) -> str:
         return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+            value,
+            ensure_ascii=ensure_ascii,
+            allow_nan=False,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
         )
 
     made.filters["tojson"] = tojson
@@ -78,7 +83,9 @@ def frozen(source: str, day: date) -> str:
 
     Raises :class:`ConversationError` where it calls for it in another way than by a format in quotes.
     """
-    written = DATED.sub(lambda found: json.dumps(day.strftime(found[2]), ensure_ascii=False), source)
+    written = DATED.sub(
+        lambda found: json.dumps(day.strftime(found[2]), ensure_ascii=False, allow_nan=False), source
+    )
     if reads_date(written):
         raise ConversationError("the chat template reads the date by a format that is not written out in it")
     return written

@@ -55,7 +55,7 @@ class ChatTokenizer:
 
         self._definition = {**definition, "truncation": None, "padding": None}
         without_clean_up(self._definition.get("decoder"))
-        self._whole = Tokenizer.from_str(json.dumps(self._definition))
+        self._whole = Tokenizer.from_str(json.dumps(self._definition, allow_nan=False))
         self.named = named
         self.template = None if template is None else ChatTemplate(template, named)
         self.control = self._control()  # spelling -> id
@@ -228,7 +228,7 @@ class ChatTokenizer:
             if not aligned(text, seen, mask):
                 raise ConversationError(
                     "the chat template reads control tokens that a message spells, "
-                    f"{', '.join(self.spelled_in(json.dumps(messages, ensure_ascii=False))) or 'in parts'}: "
+                    f"{', '.join(self.spelled_in(json.dumps(messages, ensure_ascii=False, allow_nan=False))) or 'in parts'}: "
                     "leave them out of the text"
                 )
         control = [found.span() for found in self._spelled.finditer(seen)]

@@ -51,7 +51,10 @@ def test_a_step_reports_no_figure_that_is_no_number(tmp_path: Path) -> None:
 
 
 def test_nothing_of_the_project_writes_json_by_another_way() -> None:
-    """In the package by the helper; in what is served, which is alone with Triton, by ``allow_nan=False``."""
+    """In the package by the helper; in what is served, which is alone with Triton, by ``allow_nan=False``.
+
+    ``pipeline/conversations`` is served, too.
+    """
     found = []
     for file in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "deploy").rglob("*.py")]:
         if file.name == "strict_json.py":

@@ -26,7 +26,7 @@ def ask(model: str, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=SILENT_S)
     try:
-        body = json.dumps(inputs).encode("utf-8")
+        body = json.dumps(inputs, allow_nan=False).encode("utf-8")
         connection.request(
             "POST", f"/v2/models/{model}/generate_stream", body, {"Content-Type": "application/json"}
         )

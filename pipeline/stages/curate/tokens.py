@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 
+from pipeline import strict_json
 from pipeline.chat_templates import forged, turn_end
 from pipeline.conversations.documents import DOCUMENT_END
 from pipeline.conversations.marks import without_clean_up
@@ -124,7 +125,9 @@ def copy_tokenizer(
     write_json(folder / "tokenizer_config.json", config)
     definition = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     without_clean_up(definition.get("decoder"))
-    (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(
+        strict_json.dumps(definition, ensure_ascii=False), encoding="utf-8"
+    )
     return forged(chat_tokenizer(tokenizer))
 
 
