@@ -184,10 +184,12 @@ def test_a_users_pairs_and_the_lines_they_are_told_by(curate: Callable[..., Any]
     report, made = curate([source], scored=schema.Scored(path=str(path)), max_bad_share=0.5)
     faults = [json.loads(line) for line in (made / "quarantine.jsonl").read_text().splitlines()]
     assert [fault["line"] for fault in faults][:2] == [1, 8]
-    assert len(faults) == 3
-    assert report["unreadable_records"] == 3
-    said = refused(tmp_path / "v", [source], scored=schema.Scored(path=str(path)), max_bad_share=0.25)
-    assert "cannot be read" in said
+    assert len(faults) == 2
+    assert report["unreadable_records"] == 2
+    assert report["preferences"]["pairs"] == 7  # whatever its length: train.too_long decides
+    scored = schema.Scored(path=str(path))
+    said = refused(tmp_path / "v", [source], scored=scored, max_bad_share=0.25, chat_tokens=1000)
+    assert "3 of 9 input records cannot be read" in said
 
 
 def test_documents_are_whole_and_what_a_recipe_cuts_is_told(
@@ -214,7 +216,7 @@ def test_documents_are_whole_and_what_a_recipe_cuts_is_told(
     assert reports[0]["unused_fields"] == {"sources.0": {"meta": 10, "url": 10}}
     assert reports[500]["cut"]["documents"] == 12
     told = [event["text"] for event in events(made[500].parent, "warning")]
-    assert any("12 of 22 documents are cut to 500 characters: 9" in text for text in told), told
+    assert any("12 of 22 documents are cut to 500 characters: 88%" in text for text in told), told
     assert any(
         "curate.sources.0: these fields of its records are not used: meta (10), url (10)" in t for t in told
     )

@@ -64,7 +64,7 @@ def made(
     ]
     chats += [chats[0], chats[1]]  # equal prompts
     chats += [
-        {"id": 7, "messages": [{"role": "user", "content": "Write it all"}, {"role": "assistant", "content": "So " * 990, "thinking": "hm"}]},
+        {"id": 7, "messages": [{"role": "user", "content": "Write it all"}, {"role": "assistant", "content": "So " * 300, "thinking": "hm"}]},
         {"messages": [{"role": "user", "content": "long"}, {"role": "assistant", "content": "word " * 2000}]},
         {"messages": [{"role": "user", "content": "no answer"}]},
         {"messages": [{"role": "user", "content": "Write to me@example.org"}, {"role": "assistant", "content": "Done."}]},
