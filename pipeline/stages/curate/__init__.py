@@ -247,19 +247,24 @@ class Curation:
         return [*shards, folder], every
 
     def _evaluation_data(self, shards: list[Path], splits: Path, tasks: list[list[str]]) -> Path | None:
-        settings = self.curate.decontaminate
         if "decontaminate" not in self.curate.stages:
             return None
         self.step.phase("find evaluation data")
-        target = self.step.state / GRAMS
-        if target.exists():
-            return target
+        target, every = self.step.state / GRAMS, self.step.state / "grams-all.npz"
+        if not target.exists():
+            self._find_evaluation_data(shards, splits, tasks, every, target)
+        self.account.grams(Grams.load(every), Grams.load(target))
+        return target
+
+    def _find_evaluation_data(
+        self, shards: list[Path], splits: Path, tasks: list[list[str]], every: Path, target: Path
+    ) -> None:
+        settings = self.curate.decontaminate
         sets: list[tuple[str, Iterator[str]]] = [
             (Path(path).name, self._texts_of(path, settings.fields)) for path in settings.sets
         ]
         if settings.own_test:
             sets.append(("held-out test documents", texts_of(shards, splits, SPLITS.index("test"))))
-        every = self.step.state / "grams-all.npz"
         if not every.exists():
             self._require(shard / DOCUMENTS for shard in shards)
             Grams.of(sets, settings).save(every)
@@ -271,11 +276,8 @@ class Curation:
         common = np.array(
             [gram for gram, count in counts.items() if count > settings.max_frequency], dtype=np.uint64
         )
-        grams = Grams.load(every)
-        self.account.grams(grams, common)
-        grams.without(common).save(target)
+        Grams.load(every).without(common).save(target)
         self.step.seal(target)
-        return target
 
     def _texts_of(self, path: str, fields: list[str]) -> Iterator[str]:
         found = False

@@ -101,9 +101,9 @@ class Account:
             sums[0] += come
             sums[1] += gone
 
-    def grams(self, grams: Grams, common: Any) -> None:
-        """Take in the evaluation data that training was compared with."""
-        count, left = grams.sizes(), grams.without(common).sizes()
+    def grams(self, grams: Grams, rare: Grams) -> None:
+        """Take in the evaluation data that training was compared with: all, and without the common."""
+        count, left = grams.sizes(), rare.sizes()
         self.sets = {
             name: {"ngrams": count[name], "common": count[name] - left[name], "too_short_entries": short}
             for name, short in zip(grams.names, grams.short, strict=True)
@@ -242,8 +242,8 @@ class Account:
         rules = Counter({f"{reason} ({stage})": n for (stage, reason), n in self.dropped.items()})
         for what, counts in (("documents", rules), ("pairs", self.left_out)):
             if counts.total():
-                told = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common() if count)
-                yield f"left out of the {what}: {told}"
+                parts = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common() if count)
+                yield f"left out of the {what}: {parts}"
 
     def _about_splits(self, report: dict[str, Any]) -> Iterator[str]:
         """Splits that were asked for and hold nothing."""
@@ -317,7 +317,7 @@ class Account:
             "instructions": {**self.instructions, **self.prompts.get("instructions", {})},
             "preferences": {**self.preferences, **self.prompts.get("preferences", {})},
             "sources": self._sources(train),
-            "left_out_of_pairs": dict(sorted(self.left_out.items())),
+            "left_out_of_pairs": {reason: count for reason, count in sorted(self.left_out.items()) if count},
             "sizes": {**documents, **self.sizes},
             "preference_kinds": self.preference_kinds,
             "chosen_shorter_share": self.shorter,

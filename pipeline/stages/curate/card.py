@@ -64,7 +64,7 @@ def data_card(
         },
         "left_out": {
             name: report[name]
-            for name in ("cut", "unused_fields", "files_not_read", "links_outside")
+            for name in ("left_out_of_pairs", "cut", "unused_fields", "files_not_read", "links_outside")
             if report[name]
         },
         "instructions": report.get("instructions", {}),

@@ -168,10 +168,34 @@ def test_ids_that_are_not_unique(tmp_path: Path) -> None:
     assert "belongs to more than one document (10 ids do)" in refused(tmp_path / "w", [source])
 
 
-def test_no_training_document_is_left(tmp_path: Path) -> None:
+def test_shares_that_leave_nothing_to_train_on_leave_one_document(
+    curate: Callable[..., Any], tmp_path: Path
+) -> None:
     source = jsonl(tmp_path / "a.jsonl", [prose(n) for n in range(10)])
-    said = refused(tmp_path / "w", [source], validation_share=0.5, test_share=0.4999999)
-    assert "fall into validation and test" in said
+    report, _ = curate([source], validation_share=0.5, test_share=0.4999999)
+    assert all(report["sizes"]["pretrain"].values())
+    assert sum(report["sizes"]["pretrain"].values()) == 10
+
+
+def test_a_line_in_front_of_a_file_moves_no_document(tmp_path: Path, run_stage: Callable[..., Path]) -> None:
+    """Split, shuffle and what a weight leaves out go by content; ids and lines count for nothing."""
+    rows, sides = [prose(n) for n in range(60)], []
+    for number, front in enumerate(
+        ([], [{"text": "A quite different line stands in front of all the others here."}])
+    ):
+        few = jsonl(tmp_path / "few.jsonl", [prose(n) for n in range(1000, 1010)])
+        many = jsonl(tmp_path / "many.jsonl", [*front, *rows])
+        many.weight = few.weight = 1.0
+        settings = {"sources": [many, few], "stages": ["exact-duplicates"], "pairs": False, "tokens": 600}
+        made = run_stage("curate", tmp_path / f"w{number}", curate=settings) / "output"
+        splits = ("train", "validation", "test")
+        sides.append({row["text"]: split for split in splits for row in documents(made, split)})
+    first, second = sides
+    both = first.keys() & second.keys()
+    assert all(first[text] == second[text] for text in both)
+    assert {split for text, split in first.items()} == {"train", "validation", "test"}
+    held = [{text for text, split in side.items() if split != "train"} for side in sides]
+    assert held[0] <= held[1]
 
 
 def test_a_users_pairs_and_the_lines_they_are_told_by(curate: Callable[..., Any], tmp_path: Path) -> None:
@@ -181,7 +205,7 @@ def test_a_users_pairs_and_the_lines_they_are_told_by(curate: Callable[..., Any]
     lines.append(json.dumps({"prompt": "long", "responses": ["a " * 5000, "b"], "scores": [2, 1]}))
     path = tmp_path / "a:b.jsonl"
     path.write_text("\n".join(lines) + "\n")
-    report, made = curate([source], scored=schema.Scored(path=str(path)), max_bad_share=0.5)
+    report, made = curate([source], scored=schema.Scored(path=str(path)), chat_tokens=1000, max_bad_share=0.5)
     faults = [json.loads(line) for line in (made / "quarantine.jsonl").read_text().splitlines()]
     assert [fault["line"] for fault in faults][:2] == [1, 8]
     assert len(faults) == 2
