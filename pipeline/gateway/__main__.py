@@ -107,7 +107,8 @@ async def serve(settings: Settings) -> int:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     rpc = await kserve_grpc.start(settings, service, keys)
     most = connections.room(settings.limits.max_requests)
-    shares = Shares(settings.grpc_port, connections.share(most, settings.limits.max_requests))
+    share = connections.share(most, settings.limits.max_requests)
+    shares = Shares(settings.grpc_port, share, most - most // connections.SPARE)
     aside = [asyncio.create_task(shares.watch())]
     if settings.keeper:
         aside.append(asyncio.create_task(Keeping(*settings.keeper).watch()))

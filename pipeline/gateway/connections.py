@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_S = 10.0  # for a request's line and headers
 HEAD_BYTES = 65_536
 RESERVED = 64  # open files that are no client's and no request's
+SPARE = 10  # a tenth of gRPC's connections is kept free for those who come next
 FILES = 65_536  # open files at most
 
 
@@ -29,6 +30,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **more)
         self._most, self._share, self._head_s = most, share, head_s
         self._peers, self._peer = peers, ""
+        self._since = self.loop.time()
         self._head_bytes = 0  # of the head that is being read
         self._in_head = True
         self._head_ends: asyncio.TimerHandle | None = None
@@ -37,10 +39,26 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._peer = peer_of(transport)
         self._peers[self._peer] += 1
-        if len(self.connections) > self._most or (self._peer and self._peers[self._peer] > self._share):
-            transport.abort()
-        else:
-            self._wait_for_head()
+        alike = self._peer if self._peer and self._peers[self._peer] > self._share else None
+        if alike is not None or len(self.connections) > self._most:
+            self._idle(alike).transport.abort()
+        if transport.is_closing():
+            return
+        self._wait_for_head()
+
+    def _idle(self, peer: str | None) -> Connection:
+        """Who has to go for us: of this peer, or of all, the oldest that asks nothing now; ourselves where all ask."""
+        others = [
+            each
+            for each in self.connections
+            if isinstance(each, Connection)
+            and each is not self
+            and each._in_head
+            and (each.cycle is None or each.cycle.response_complete)
+            and not each.transport.is_closing()
+            and (peer is None or each._peer == peer)
+        ]
+        return min(others, key=lambda each: each._since, default=self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._peers[self._peer] -= 1

@@ -11,8 +11,10 @@ import asyncio
 import ipaddress
 import os
 import socket
+import struct
 import sys
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.gateway.connections import network
@@ -20,14 +22,18 @@ from pipeline.gateway.connections import network
 LOOKED_AT_S = 0.25
 ESTABLISHED = "01"
 PROC = Path("/proc/self")
+TCP_INFO_BYTES, LAST_SENT, LAST_RECEIVED = (
+    60,
+    44,
+    52,
+)  # of struct tcp_info (tcp(7)); milliseconds, 32 bits each
 
 
 class Shares:
-    """Keeps each address at ``most`` connections to a port; the newest are those that end."""
+    """Keeps each address at ``most`` connections to a port, and all at ``total``; those that were silent longest end."""
 
-    def __init__(self, port: int, most: int) -> None:
-        self.port, self.most = port, most
-        self._seen: dict[int, str] = {}  # inode to address, oldest first
+    def __init__(self, port: int, most: int, total: int) -> None:
+        self.port, self.most, self.total = port, most, total
 
     async def watch(self) -> None:
         """For ever."""
@@ -38,13 +44,19 @@ class Shares:
     def look(self) -> int:
         """End what is too much; returns how many connections that were."""
         now = connections(self.port)
-        self._seen = {inode: address for inode, address in self._seen.items() if inode in now}
-        self._seen.update({inode: address for inode, address in now.items() if inode not in self._seen})
-        of: defaultdict[str, list[int]] = defaultdict(list)
-        for inode, address in self._seen.items():
-            of[address].append(inode)
-        much = {inode for inodes in of.values() for inode in inodes[self.most :]}
-        return _end(much) if much else 0
+        counts = Counter(now.values())
+        if len(now) <= self.total and max(counts.values(), default=0) <= self.most:
+            return 0
+        silent = sorted(((ms, inode) for inode, ms in _silent(set(now)).items()), reverse=True)
+        left, ended = len(now), set()
+        for _, inode in silent:
+            address = now[inode]
+            fullest = left > self.total and counts[address] == max(counts.values())
+            if counts[address] > self.most or fullest:
+                counts[address] -= 1
+                left -= 1
+                ended.add(inode)
+        return _end(ended)
 
 
 def connections(port: int) -> dict[int, str]:
@@ -69,18 +81,33 @@ def _address(written: str) -> str:
     return network(str(ipaddress.ip_address(b"".join(words))))
 
 
-def _end(inodes: set[int]) -> int:
-    """Shut down our sockets of these inodes."""
-    ended = 0
+def _sockets(inodes: set[int]) -> Iterator[tuple[int, socket.socket]]:
+    """Our sockets of these inodes, by another descriptor each: nobody can give it to another file meanwhile."""
     for entry in (PROC / "fd").iterdir():
         try:
             if entry.stat().st_ino not in inodes:
                 continue
-            # A copy of the descriptor, which nobody can give to another file between looking and ending.
             with socket.socket(fileno=os.dup(int(entry.name))) as ours:
-                if os.fstat(ours.fileno()).st_ino in inodes:
-                    ours.shutdown(socket.SHUT_RDWR)
-                    ended += 1
+                inode = os.fstat(ours.fileno()).st_ino
+                if inode in inodes:
+                    yield inode, ours
         except OSError:
             continue  # it has just ended by itself, or is no socket
+
+
+def _silent(inodes: set[int]) -> dict[int, int]:
+    """For how many milliseconds nothing was sent or received over each."""
+    found = {}
+    for inode, ours in _sockets(inodes):
+        told = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+        found[inode] = min(struct.unpack_from("=I", told, place)[0] for place in (LAST_SENT, LAST_RECEIVED))
+    return found
+
+
+def _end(inodes: set[int]) -> int:
+    """Shut down our sockets of these inodes."""
+    ended = 0
+    for _, ours in _sockets(inodes):
+        ours.shutdown(socket.SHUT_RDWR)
+        ended += 1
     return ended

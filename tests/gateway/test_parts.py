@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 from aiohttp import web
 from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
 from uvicorn.server import ServerState
 
 from pipeline.gateway import __main__ as program
@@ -159,9 +160,9 @@ def test_connections_are_bounded_and_do_not_wait_for_ever(bounds: dict[str, int]
         ends = [(await asyncio.open_connection("127.0.0.1", port)) for _ in range(3)]
         ends[0][1].write(b"GET / HTTP/1.1\r\nX: ")
         with contextlib.suppress(ConnectionError):
-            assert not await ends[2][0].read(1)  # one too many
+            assert not await ends[0][0].read(1)  # one too many: the oldest that asks nothing
         assert loop.time() - begun < 0.3
-        for reader, _ in ends[:2]:  # half a head, and none
+        for reader, _ in ends[1:]:
             with contextlib.suppress(ConnectionError):
                 assert not await reader.read(1)
         assert 0.3 < loop.time() - begun < 3
@@ -178,6 +179,39 @@ def test_connections_are_bounded_and_do_not_wait_for_ever(bounds: dict[str, int]
 
     asyncio.run(asyncio.wait_for(spoken(), 10))
     assert not peers  # whoever has gone is not counted
+
+
+def test_who_waits_for_an_answer_is_not_idle_where_there_are_too_many() -> None:
+    async def spoken() -> None:
+        answering = asyncio.Event()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await answering.wait()
+            await PlainTextResponse("an answer")(scope, receive, send)
+
+        config = uvicorn.Config(
+            app,
+            http=functools.partial(Connection, most=9, share=2, peers=Counter()),  # type: ignore[arg-type]
+            lifespan="off",
+            log_config=None,
+        )
+        config.load()
+        loop, state = asyncio.get_running_loop(), ServerState()
+        server = await loop.create_server(lambda: config.http_protocol_class(config, state, {}), "127.0.0.1")  # type: ignore[call-arg]
+        port = server.sockets[0].getsockname()[1]
+        asking, idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        asking[1].write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await asyncio.sleep(0.1)
+        third = await asyncio.open_connection("127.0.0.1", port)
+        with contextlib.suppress(ConnectionError):
+            assert not await idle[0].read(1)
+        answering.set()
+        assert (await asking[0].readline()).startswith(b"HTTP/1.1 200")
+        for _, each in (asking, idle, third):
+            each.close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(spoken(), 10))
 
 
 def test_a_dead_model_leaves_the_others_of_its_version_alone() -> None:

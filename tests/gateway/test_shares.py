@@ -46,9 +46,12 @@ def listener() -> Iterator[socket.socket]:
         yield found
 
 
-def test_an_address_keeps_its_share_and_the_newest_end(listener: socket.socket) -> None:
+@pytest.mark.parametrize("bounds", [{"most": 3, "total": 99}, {"most": 99, "total": 5}])
+def test_an_address_keeps_its_share_and_the_longest_silent_end(
+    listener: socket.socket, bounds: dict[str, int]
+) -> None:
     port = listener.getsockname()[1]
-    shares = Shares(port, most=3)
+    shares = Shares(port, **bounds)
     mine: list[socket.socket] = []
     taken: list[socket.socket] = []
 
@@ -59,11 +62,18 @@ def test_an_address_keeps_its_share_and_the_newest_end(listener: socket.socket) 
 
     more(3, "127.0.0.1")
     assert shares.look() == 0
-    more(5, "127.0.0.1")
+    time.sleep(0.1)
+    more(3, "127.0.0.1")
+    time.sleep(0.1)
     more(2, "127.0.0.2")
-    assert shares.look() == 5
+    mine[1].sendall(b"still here")  # an old one that is used, and one that has just come
+    more(1, "127.0.0.1")
     time.sleep(0.05)
-    assert [open_([each]) for each in mine] == [1, 1, 1, 0, 0, 0, 0, 0, 1, 1]
+    assert shares.look() == 4
+    time.sleep(0.05)
+    assert sum(open_([each]) for each in mine) == 5
+    assert [open_([mine[place]]) for place in (0, 1, 2, 6, 7, 8)] == [0, 1, 0, 1, 1, 1]
+    assert shares.look() == 0
     for each in mine + taken:
         each.close()
 
