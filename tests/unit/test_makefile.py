@@ -78,13 +78,17 @@ def test_a_site_wants_nemo_run_by_its_kind_not_by_its_name(
     site = tmp_path / "mine.yaml"
     needed = {"kubernetes": "kubernetes: {image: an-image, claim: a-claim}\n"}
     site.write_text(f"name: mine\nkind: {kind}\n{needed.get(kind, '')}")
-    for verb in ("train", "run", "export", "deploy"):
+    for verb in ("train", "deploy"):
         # A Python that tells what it was asked to do; --help ends the verb before it begins.
         said = make(verb, f"SITE={site}", "PYTHON=echo", "OPTIONS=--help", venvs=venvs)
         assert ("-m pipeline.toolchains create launch" in said.stdout) == wanted, said.stderr
         assert "usage: lifecycle" in said.stdout
-    ray = make("train", "SITE=ray", "PYTHON=echo", "OPTIONS=--help", venvs=venvs)
-    assert "create launch" not in ray.stdout
+
+
+def test_a_site_of_the_project_that_is_local_wants_none_either(venvs: Path) -> None:
+    said = make("train", "SITE=ray", "PYTHON=echo", "OPTIONS=--help", venvs=venvs)
+    assert "usage: lifecycle" in said.stdout
+    assert "create launch" not in said.stdout
 
 
 def test_a_site_that_is_not_there_ends_before_anything_is_installed(venvs: Path) -> None:
