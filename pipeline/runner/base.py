@@ -7,7 +7,6 @@ everything that can be wrong with a base before anything starts.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from datetime import date
@@ -17,6 +16,7 @@ from typing import Any
 from pipeline import schema
 from pipeline.errors import UserError
 from pipeline.recipe import LoadedRecipe
+from pipeline.runner import base_files
 from pipeline.surroundings import hub_cache
 from pipeline.training_checks import target_faults
 
@@ -71,69 +71,41 @@ def check(loaded: LoadedRecipe) -> None:
         raise UserError(f"{where}: there is no folder {base}; give a local Hugging Face folder or a hub id")
     if not (base / "config.json").is_file():
         raise UserError(f"{where}: {base} has no config.json, so it is not a Hugging Face model folder")
-    _check_weights(base, where)
-    if not (base / "tokenizer.json").is_file():
-        raise UserError(f"{where}: {base} has no tokenizer.json (a Hugging Face fast tokenizer is needed)")
-    config = _read(base / "config.json", where)
-    kinds = config.get("architectures") or ["none named"]
-    if not set(kinds) & set(ARCHITECTURES):
-        raise UserError(
-            f"{where}: {base} is a {', '.join(kinds)}; what can be trained here is {', '.join(ARCHITECTURES)}"
-        )
-    tokens = _tokens(_read(base / "tokenizer.json", where))
-    if tokens > int(config.get("vocab_size", 0)):
-        raise UserError(
-            f"{where}: the tokenizer in {base} has {tokens} tokens and the model room for {config.get('vocab_size')}"
-        )
-    longest = int(config.get("max_position_embeddings", model.context))
+    try:
+        config = _checked(base)
+    except base_files.Fault as error:
+        raise UserError(f"{where}: {error}") from None
+    longest = config.get("max_position_embeddings") or model.context
     if model.context > longest:
         raise UserError(
             f"{loaded.origin('model.context')}: model.context = {model.context}, and {base} was made for {longest}"
         )
     _check_template(loaded, base)
-    depth, tied = int(config.get("num_hidden_layers", 0)), bool(config.get("tie_word_embeddings", False))
+    depth, tied = config.get("num_hidden_layers") or 0, bool(config.get("tie_word_embeddings", False))
     for section in ("train", "reward", "align"):
         for setting, fault in target_faults(loaded.settings, section, depth, tied) if depth else ():
             raise UserError(f"{loaded.origin(setting)}: {setting}: {fault}")
 
 
-def _check_weights(base: Path, where: str) -> None:
-    if not any(base.glob("*.safetensors")):
-        pickled = [p.name for p in base.glob("*.bin")] + [p.name for p in base.glob("*.pt*")]
-        hint = f" ({', '.join(sorted(pickled))} is a pickle and is not read)" if pickled else ""
-        raise UserError(f"{where}: {base} has no weights: no *.safetensors file{hint}")
-    index = base / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(_read(index, where)["weight_map"].values())
-        missing = sorted(shard for shard in shards if not (base / shard).is_file())
-        if missing:
-            raise UserError(f"{where}: {base} is not complete: {', '.join(missing)} missing")
-    for shard in sorted(base.glob("*.safetensors")):
-        if not _whole(shard):
-            raise UserError(f"{where}: {shard} is cut off or no safetensors file; fetch or copy it again")
-
-
-def _whole(shard: Path) -> bool:
-    """Whether a safetensors file is as long as its header says (8 bytes of length, JSON, tensors)."""
-    size = shard.stat().st_size
-    with open(shard, "rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        if not 2 <= length <= size - 8:
-            return False
-        try:
-            header = json.loads(handle.read(length))
-        except ValueError:
-            return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return size == 8 + length + max(ends, default=0)
-
-
-def _tokens(tokenizer: dict[str, Any]) -> int:
-    """One more than the highest id that a fast tokenizer can give."""
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
-    plain = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    added = (int(token["id"]) for token in tokenizer.get("added_tokens", []))
-    return max([*plain, *added], default=-1) + 1
+def _checked(base: Path) -> dict[str, Any]:
+    """The configuration of a base whose files are whole and fit each other.  Raises :class:`base_files.Fault`."""
+    shapes = base_files.weights(base)
+    if not (base / "tokenizer.json").is_file():
+        raise base_files.Fault(f"{base} has no tokenizer.json (a Hugging Face fast tokenizer is needed)")
+    config = base_files.config(base)
+    kinds = config.get("architectures") or ["none named"]
+    if not set(kinds) & set(ARCHITECTURES):
+        raise base_files.Fault(
+            f"{base} is a {', '.join(kinds)}; what can be trained here is {', '.join(ARCHITECTURES)}"
+        )
+    tokens, room = base_files.tokenizer_size(base), config.get("vocab_size") or 0
+    if tokens > room:
+        raise base_files.Fault(f"the tokenizer in {base} has {tokens} tokens and the model room for {room}")
+    base_files.generation(base)
+    fault = next(base_files.llama_faults(config, shapes), None)
+    if fault:
+        raise base_files.Fault(f"the weights in {base} are not the model of its config.json: {fault}")
+    return config
 
 
 def _check_template(loaded: LoadedRecipe, base: Path) -> None:
@@ -157,11 +129,3 @@ def _check_template(loaded: LoadedRecipe, base: Path) -> None:
         raise UserError(
             f"{loaded.origin(setting)}: {setting}: the chat template of {base if name is None else name} {fault}"
         )
-
-
-def _read(path: Path, where: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    except ValueError as error:
-        raise UserError(f"{where}: {path} is not JSON: {error}") from None

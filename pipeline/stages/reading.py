@@ -17,7 +17,9 @@ def load_model(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     kind = "auto" if torch.cuda.is_available() else torch.float32
-    found = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, attn_implementation="sdpa", **_place())
+    found = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=kind, attn_implementation="sdpa", use_safetensors=True, **_place()
+    )
     return found.eval()
 
 
@@ -25,7 +27,9 @@ def load_classifier(folder: Path) -> Any:
     """The sequence classification model of a Hugging Face folder."""
     from transformers import AutoModelForSequenceClassification
 
-    found = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **_place())
+    found = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, **_place()
+    )
     return found.eval()
 
 

@@ -73,7 +73,9 @@ def _checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], folder: 
     if not PRECISIONS[settings.weights].modelopt:
         half.save_pretrained(folder)
         quantise.finish(tokenizer, folder, generation)
-        back = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+        back = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        ).eval()
         figures: dict[str, Any] = {}
     else:
         samples = quantise.calibration(step, tokenizer)
