@@ -75,14 +75,17 @@ def test_the_hash_seed_never_changes_the_output(
     tmp_path: Path, curated: Path, run_stage: Callable[..., Path]
 ) -> None:
     sources = [schema.Source(kind="python-docs", packages=["networkx"])]
-    process = start(write_job("curate", tmp_path / "w", curate={"sources": sources}), PYTHONHASHSEED="11")
+    process = start(
+        write_job("curate", tmp_path / "w", curate={"sources": sources, "max_characters": 500}),
+        PYTHONHASHSEED="11",
+    )
     process.communicate(timeout=200)
     assert tree(tmp_path / "w" / "output") == tree(curated)
 
 
 def test_kill_and_rerun_gives_the_same_bytes(tmp_path: Path, curated: Path) -> None:
     sources = [schema.Source(kind="python-docs", packages=["networkx"])]
-    job = write_job("curate", tmp_path / "w", curate={"sources": sources})
+    job = write_job("curate", tmp_path / "w", curate={"sources": sources, "max_characters": 500})
     process = start(job)
     while not list((tmp_path / "w").glob("state/pass-0/*/documents.jsonl")):
         assert process.poll() is None
