@@ -17,7 +17,7 @@ from typing import Any
 from pipeline import graph
 from pipeline.errors import GateClosed, UserError
 from pipeline.recipe import LoadedRecipe
-from pipeline.runner import base, gate, inputs, tracked
+from pipeline.runner import base, gate, inputs, supply, tracked
 from pipeline.runner.attempt import can_go_on
 from pipeline.runner.digests import DigestMemory
 from pipeline.runner.display import Display
@@ -262,10 +262,21 @@ class Chain:
                     )
                 if all(each.state == "done" for each in finished.values()):
                     self._check_disk()
+                self._check_supply([step.name] if only else [each.name for each in steps], finished)
                 finished[step.name] = self._run_step(planned, artifacts, verdict, display)
         finally:
             self.memory.save()
         return list(finished.values())
+
+    def _check_supply(self, names: list[str], finished: dict[str, Planned]) -> None:
+        """Refuse, before the first step after curation, a recipe whose later steps would find no data."""
+        curated = finished.get("curate")
+        if curated is None or curated.artifact is None:
+            return
+        wanted = [name for name in names if name not in finished]
+        faults = list(supply.lacking(self.loaded.settings, wanted, curated.artifact.manifest["metrics"]))
+        if faults:
+            raise UserError("\n".join(faults))
 
     def serve(self, display: Display, export: Artifact, why: str) -> Planned:
         """Deploy this export in the place of what is served.  Raises :class:`LifecycleError` of the kind of the failure."""
