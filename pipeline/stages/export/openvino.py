@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.stages.export.reference import padded, positions
 from pipeline.stages.export.served import served_module
 from pipeline.stages.step import InputError
 
@@ -111,8 +112,8 @@ class Exported:
             raise RuntimeError(f"the exported model does not answer: {errors[0]}")
         return answers
 
-    def logits(self, ids: list[int]) -> np.ndarray:
-        """(tokens, vocabulary): the distribution after each token."""
+    def logits(self, sequences: list[list[int]], last: list[int]) -> list[np.ndarray]:
+        """The distributions after each of the ``last`` tokens of each sequence of a batch: (tokens, vocabulary)."""
         import openvino
 
         if self._request is None:
@@ -120,12 +121,13 @@ class Exported:
             self._request = model.create_infer_request()
             self._names = {name for port in model.inputs for name in port.get_names()}
         self._request.reset_state()
-        count = len(ids)
+        ids, mask = padded(sequences, pad=0)
         values = {
-            "input_ids": np.array([ids], dtype=np.int64),
-            "attention_mask": np.ones((1, count), dtype=np.int64),
-            "position_ids": np.arange(count, dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, dtype=np.int32),
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": positions(mask),
+            "beam_idx": np.arange(len(sequences), dtype=np.int32),
         }
         found = self._request.infer({name: value for name, value in values.items() if name in self._names})
-        return np.array(found["logits"][0])
+        wide = found["logits"]
+        return [np.array(wide[row, wide.shape[1] - count :]) for row, count in enumerate(last)]

@@ -8,6 +8,7 @@ outside it is not published.  The chat template must render the same bytes in an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ from pipeline.stages.export.agreement import (
     log_likelihood,
     plain,
 )
-from pipeline.stages.export.reference import Reference
+from pipeline.stages.export.reference import Reference, batches
 from pipeline.stages.step import Step
 
 EXAMPLES = 5
@@ -53,11 +54,11 @@ TOLERANCES = {
 
 
 class AtWork(Protocol):
-    """A model that can be asked, in whatever form."""
+    """A model that can be asked, in whatever form, for a batch at a time (:func:`.reference.batches`)."""
 
     def answers(self, prompts: list[list[int]], tokens: int) -> list[list[int]]: ...
 
-    def logits(self, ids: list[int]) -> np.ndarray: ...
+    def logits(self, sequences: list[list[int]], last: list[int]) -> list[np.ndarray]: ...
 
 
 def check(
@@ -78,18 +79,25 @@ def check(
     prompts = [chat_tokenizer(tokenizer).prompt(asked.turns)[-room:] for asked in conversations]
     templates = [] if served is None else template_differences(served, tokenizer, conversations)
     tokens, logits = Tokens(prompts=len(prompts)), LogitsSum()
-    got = exported.answers(prompts, settings.parity_tokens)
+    compared: dict[int, tuple[list[int], list[int], dict[str, Any] | None]] = {}
+    for some in batches(prompts):
+        asked_now = [prompts[place] for place in some]
+        ours = exported.answers(asked_now, settings.parity_tokens)
+        theirs = reference.greedy(asked_now, settings.parity_tokens)
+        # Along the reference's answer: what comes after the prompt and after each of its tokens but the last.
+        along = [prompt + answer[:-1] for prompt, (answer, _) in zip(asked_now, theirs, strict=True)]
+        found = exported.logits(along, [len(answer) for answer, _ in theirs])
+        for place, got, (wanted, wide), own in zip(some, ours, theirs, found, strict=True):
+            logits.add(own, wide)
+            compared[place] = got, wanted, difference(got, wanted, wide)
+        step.progress(len(compared), len(prompts), "prompts")
     probes: list[dict[str, Any]] = []
-    for done, (prompt, ours, asked) in enumerate(zip(prompts, got, conversations, strict=True), start=1):
-        wanted = reference.answer(prompt, settings.parity_tokens)
-        ids, start = prompt + wanted, len(prompt) - 1
-        theirs = reference.logits(ids)[start:-1]
-        logits.add(exported.logits(ids)[start:-1], theirs)
-        _count(tokens, tokenizer, prompt, ours, wanted, theirs)
-        if ours == wanted and len(prompt) < room and len(probes) < PROBES and askable(asked.turns):
-            text = chat_tokenizer(tokenizer).decode(ours)
+    for place, (prompt, asked) in enumerate(zip(prompts, conversations, strict=True)):
+        got, wanted, apart = compared[place]
+        _count(tokens, tokenizer, prompt, apart)
+        if got == wanted and len(prompt) < room and len(probes) < PROBES and askable(asked.turns):
+            text = chat_tokenizer(tokenizer).decode(got)
             probes.append({"messages": asked.turns, "text": text})
-        step.progress(done, len(prompts), "prompts")
     perplexity = _perplexity(step, reference, tokenizer, exported)
     tolerance = replace(TOLERANCES[settings.weights], **settings.tolerance)
     figures = logits.figures()
@@ -117,30 +125,33 @@ def check(
     }
 
 
-def _count(
-    tokens: Tokens, tokenizer: Any, prompt: list[int], ours: list[int], wanted: list[int], logits: np.ndarray
-) -> None:
-    place = first_difference(ours, wanted)
+def difference(got: list[int], wanted: list[int], logits: np.ndarray) -> dict[str, Any] | None:
+    """Where and how an answer leaves the reference's, whose ``logits`` these are; None where it does not."""
+    place = first_difference(got, wanted)
     if place is None:
-        tokens.equal += 1
-        return
+        return None
     # Past the end of the reference's answer there is nothing to tie with.
     row = logits[min(place, len(logits) - 1)]
     best = [int(token) for token in np.argsort(row)[-2:]]
     gap = float(row[best[1]] - row[best[0]])
-    tie = gap <= TIE and place < min(len(ours), len(wanted)) and ours[place] in best
+    tie = gap <= TIE and place < min(len(got), len(wanted)) and got[place] in best
+    return {
+        "at_token": place,
+        "exported": got,
+        "hugging_face": wanted,
+        "top_two_gap": gap,
+        "excused": tie,
+    }
+
+
+def _count(tokens: Tokens, tokenizer: Any, prompt: list[int], apart: dict[str, Any] | None) -> None:
+    if apart is None:
+        tokens.equal += 1
+        return
+    tie = bool(apart["excused"])
     tokens.excused, tokens.different = tokens.excused + tie, tokens.different + (not tie)
     if len(tokens.examples) < EXAMPLES:
-        tokens.examples.append(
-            {
-                "prompt": tokenizer.decode(prompt),
-                "at_token": place,
-                "exported": ours,
-                "hugging_face": wanted,
-                "top_two_gap": gap,
-                "excused": tie,
-            }
-        )
+        tokens.examples.append({"prompt": tokenizer.decode(prompt), **apart})
 
 
 def _perplexity(step: Step, reference: Reference, tokenizer: Any, exported: AtWork) -> Perplexity | None:
@@ -148,15 +159,24 @@ def _perplexity(step: Step, reference: Reference, tokenizer: Any, exported: AtWo
     settings = step.section(schema.Export)
     length = min(int(reference.model.config.max_position_embeddings), settings.perplexity_tokens)
     documents = held_out.texts(step, tokenizer, settings.perplexity_documents, length)
-    sums, count = [0.0, 0.0], 0
-    for done, ids in enumerate(documents, start=1):
+    sums, count, done = [0.0, 0.0], 0, 0
+    for some in batches(documents):
+        chosen = [documents[place] for place in some]
         for place, model in enumerate((reference, exported)):
-            sums[place] -= log_likelihood(model.logits(ids), ids)
-        count += len(ids) - 1
+            sums[place] -= sum(_likelihoods(model, chosen))
+        count += sum(len(ids) - 1 for ids in chosen)
+        done += len(some)
         step.progress(done, len(documents), "documents", "perplexity")
     if not count:
         return None
     return Perplexity(float(np.exp(sums[0] / count)), float(np.exp(sums[1] / count)), len(documents))
+
+
+def _likelihoods(model: AtWork, documents: list[list[int]]) -> Iterator[float]:
+    """The log-likelihood of each document of a batch."""
+    whole = model.logits(documents, [len(ids) for ids in documents])
+    for ids, logits in zip(documents, whole, strict=True):
+        yield log_likelihood(logits, ids)
 
 
 def describe(result: dict[str, Any]) -> str:
