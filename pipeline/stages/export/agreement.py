@@ -125,11 +125,11 @@ class Tolerance:
 
     ``different`` is the share of prompts whose greedy answer may differ, None where that is told and bounds
     nothing: of two tokens that are almost equally likely, rounding decides, and all that follows differs.
-    ``kl`` is in nats and ``perplexity`` the relative rise on held-out documents.
+    So is ``top1_agreement``, the least share of positions with the same best token.  ``kl`` is in nats and ``perplexity`` the relative rise on held-out documents.
     """
 
     different: float | None
-    top1_agreement: float
+    top1_agreement: float | None
     kl: float
     perplexity: float
 
@@ -142,7 +142,7 @@ class Tolerance:
                 f"({tokens.equal} equal, {tokens.excused} excused as ties; {self.different:.0%} may differ: "
                 "export.tolerance.different)"
             )
-        if logits.top1_agreement < self.top1_agreement:
+        if self.top1_agreement is not None and logits.top1_agreement < self.top1_agreement:
             found.append(
                 f"the best next token is the same at {logits.top1_agreement:.1%} of {logits.positions} positions "
                 f"(at least {self.top1_agreement:.1%}: export.tolerance.top1_agreement)"

@@ -35,15 +35,17 @@ EXAMPLES = 5
 SERVED_ROLES = ("system", "user", "assistant")  # as deploy/triton/contract/parameters.py has them
 PROBES = 64  # questions with their answers that a server of this export will be held to
 
-# What a precision may cost: some times what was measured on llama-tiny's aligned model (README, "Serving"), of two
-# million parameters, which rounding hurts more than it hurts a large one.  Not measured there are int8-sq, nvfp4 and the two
-# AWQ formats (whose groups of 128 its width does not hold): they have the limits of their kin.
-EIGHT = Tolerance(different=0.4, top1_agreement=0.94, kl=0.008, perplexity=0.02)
-FOUR = Tolerance(different=0.8, top1_agreement=0.85, kl=0.03, perplexity=0.05)
+# What a precision may cost.  Rounding hurts small models most, and what counts is how far the distributions are and what it costs in
+# perplexity: of rounded weights, neither equal answers nor equal best tokens are asked for.  bf16 and int8: three times the divergence
+# that is reported of SmolLM2-135M (6e-5 and 0.0042 nats).  The others: some times what was measured on llama-tiny's aligned model
+# (README, "Serving"), of two million parameters.  Not measured are int8-sq, nvfp4 and the two AWQ formats (whose groups
+# of 128 its width does not hold): they have the limits of their kin.
+EIGHT = Tolerance(different=None, top1_agreement=None, kl=0.008, perplexity=0.02)
+FOUR = Tolerance(different=None, top1_agreement=None, kl=0.03, perplexity=0.05)
 TOLERANCES = {
     "fp32": Tolerance(different=0.0, top1_agreement=0.999, kl=1e-6, perplexity=1e-4),
-    "bf16": Tolerance(different=0.1, top1_agreement=0.99, kl=1e-4, perplexity=0.005),
-    "int8": Tolerance(different=0.25, top1_agreement=0.97, kl=0.001, perplexity=0.01),
+    "bf16": Tolerance(different=None, top1_agreement=None, kl=2e-4, perplexity=0.005),
+    "int8": Tolerance(different=None, top1_agreement=None, kl=0.0125, perplexity=0.01),
     "fp8": EIGHT,
     "int8-sq": EIGHT,
     "int4": FOUR,

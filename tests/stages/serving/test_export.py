@@ -165,6 +165,29 @@ def test_each_figure_outside_its_tolerance_is_a_fault() -> None:
     assert "from 60 to 61" in fault
 
 
+@pytest.mark.parametrize("weights", sorted(set(parity.TOLERANCES) - {"fp32"}))
+def test_of_rounded_weights_divergence_and_perplexity_count_and_equal_answers_do_not(weights: str) -> None:
+    """SmolLM2-135M in bf16: 22 of 50 answers differ at a divergence of 6e-5 nats."""
+    tolerance = parity.TOLERANCES[weights]
+    tokens = agreement.Tokens(prompts=50, equal=28, different=22)
+    near = agreement.Logits(positions=1200, top1_agreement=0.9, kl=6e-5)
+    documents = agreement.Perplexity(13.99, 13.99, 50)
+    assert tolerance.faults(tokens, near, documents) == []
+    [fault] = tolerance.faults(tokens, agreement.Logits(1200, 1.0, 0.1, 0.9, 0.43), documents)
+    assert "0.43 nats a token" in fault
+    assert "export.tolerance.kl" in fault
+    [fault] = tolerance.faults(tokens, near, agreement.Perplexity(13.99, 19.08, 50))
+    assert "export.tolerance.perplexity" in fault
+
+
+def test_int8_of_a_model_of_135_million_parameters_is_within_its_tolerance() -> None:
+    tokens, logits = (
+        agreement.Tokens(prompts=50, different=30),
+        agreement.Logits(1200, 1.0, 0.1, 0.95, 0.0042),
+    )
+    assert parity.TOLERANCES["int8"].faults(tokens, logits, agreement.Perplexity(13.99, 13.90, 50)) == []
+
+
 def test_the_distance_of_logits_is_what_it_says() -> None:
     rng = np.random.default_rng(0)
     theirs = rng.normal(size=(5, 11))
