@@ -22,8 +22,12 @@ class Asked:
 
     @property
     def gone_on(self) -> Turns:
-        """The conversation with its answer and the last question once more: what a template makes of both."""
-        return [*self.turns, {"role": "assistant", "content": self.answer}, self.turns[-1]]
+        """The conversation with its answer and one more question: what a template makes of both.
+
+        A user's, also where what was answered is a tool's result, which many templates take behind a call only.
+        """
+        again = {"role": "user", "content": self.turns[-1]["content"]}
+        return [*self.turns, {"role": "assistant", "content": self.answer}, again]
 
 
 def conversations(step: Step, count: int) -> list[Asked]:
@@ -38,7 +42,8 @@ def conversations(step: Step, count: int) -> list[Asked]:
     for split in ("test", "validation"):
         for record in read_jsonl(data / "sft" / f"{split}.jsonl"):
             *turns, answer = record["messages"]
-            if turns:
+            # Of a system turn alone many templates make nothing.
+            if any(turn["role"] == "user" for turn in turns):
                 found.append(Asked(turns, answer["content"]))
     for split in ("test", "validation", "train"):
         if len(found) < count:

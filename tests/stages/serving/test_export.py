@@ -129,6 +129,25 @@ def test_all_turns_before_the_answer_are_asked(inputs: dict[str, Path], tmp_path
     assert probes[0]["messages"] == turns
 
 
+def test_what_many_templates_refuse_is_not_asked(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """A system turn alone, and a tool's result that nobody called for."""
+    data = tmp_path / "data"
+    shutil.copytree(inputs["data"], data)
+    system, user, answer = (
+        {"role": role, "content": f"The {role}'s."} for role in ("system", "user", "assistant")
+    )
+    tool = {"role": "tool", "content": "Found."}
+    chats = [[system, answer], [system, user, answer], [user, answer, tool, answer]]
+    (data / "sft" / "test.jsonl").write_text("".join(json.dumps({"messages": c}) + "\n" for c in chats))
+    step = Step(
+        "export", "pipeline.stages.export", "r", "0" * 64, {}, {"data": data}, None, tmp_path / "w", 1
+    )
+    found = held_out.conversations(step, 2)
+    assert [asked.turns for asked in found] == [[system, user], [user, answer, tool]]
+    assert [asked.gone_on[-1]["role"] for asked in found] == ["user", "user"]
+    assert [parity.askable(asked.turns) for asked in found] == [True, False]
+
+
 def test_no_chat_template_is_the_users_to_mend(inputs: dict[str, Path], tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(inputs["data"], data)
