@@ -16,22 +16,28 @@ from __future__ import annotations
 
 import math
 import operator
+import os
+import re
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline import inert, schema
+from pipeline import inert, schema, secret_text
 from pipeline.checks import cross_checks
 from pipeline.curation import idle
 from pipeline.errors import UserError
 from pipeline.layers import Layers, Origin, leaves, locate, suggest
-from pipeline.positions import key_lines
+from pipeline.positions import TooMuch, bounded, in_words, key_lines, text_of
 
+# A recipe's name is a folder's, a job's and part of an address.
+NAME = re.compile(r"[^\W_](?:[\w .+,@=~()-]*[\w)])?")
+LONGEST_NAME = 80  # bytes; names of folders may have 255, and a part is added here and there
+LARGEST = 1e18  # what reckons with a setting multiplies a few of them, and floats end at 1e308
 BOUNDS = {"ge": (operator.ge, "at least"), "gt": (operator.gt, "more than"), "le": (operator.le, "at most")}
 
 
@@ -42,6 +48,7 @@ class LoadedRecipe:
     name: str
     settings: schema.Recipe
     history: dict[str, list[tuple[Origin, Any]]] = field(default_factory=dict)
+    file: Path | None = None
 
     def origin(self, path: str) -> Origin:
         """Who set the value of a setting; its nearest set ancestor, else the default."""
@@ -75,6 +82,7 @@ def load(name: str, root: Path, overrides: str = "", site: str = "local") -> Loa
         raise UserError(
             f"there is no recipe {name!r}{suggest(name, known)}; the recipes are: {', '.join(known)}"
         )
+    check_name(path.stem)
     layers = Layers()
     shown = _shown(path, root)
     values, lines = _read(path, shown)
@@ -83,11 +91,20 @@ def load(name: str, root: Path, overrides: str = "", site: str = "local") -> Loa
     _lay_file(layers, _site_file(root, site), root, "site file", "site")
     for key, value in _parse_overrides(overrides):
         layers.lay_path(key, value, Origin("SET"))
-    return _validated(path.stem, layers)
+    return _validated(path, layers)
 
 
-def _validated(name: str, layers: Layers) -> LoadedRecipe:
-    loaded = LoadedRecipe(name, schema.Recipe(), layers.history)
+def check_name(name: str) -> None:
+    """Raise :class:`UserError` for a recipe's name that cannot be the name of its folder of runs."""
+    if not NAME.fullmatch(name) or len(os.fsencode(name)) > LONGEST_NAME:
+        raise UserError(
+            f"a recipe cannot be called {name!r}: its artifacts are kept under that name; begin with a letter or digit, go on with "
+            f"letters, digits, spaces and any of . _ - + , @ = ~ ( ), up to {LONGEST_NAME} bytes, and rename the file"
+        )
+
+
+def _validated(path: Path, layers: Layers) -> LoadedRecipe:
+    loaded = LoadedRecipe(path.stem, schema.Recipe(), layers.history, path)
     try:
         settings = OmegaConf.to_object(layers.config)
     except OmegaConfBaseException as error:
@@ -95,6 +112,8 @@ def _validated(name: str, layers: Layers) -> LoadedRecipe:
         raise UserError(f"{loaded.origin(key)}: {key}: {_first_line(error)}") from None
     assert isinstance(settings, schema.Recipe)
     loaded.settings = settings
+    for key, message in secret_text.faults(asdict(settings), resolved=True):
+        raise UserError(f"{loaded.origin(key)}: {key}: {message}")
     for key, value, metadata in leaves(settings):
         fault = range_fault(value, metadata)
         if fault:
@@ -118,8 +137,10 @@ def range_fault(value: Any, metadata: Any) -> str | None:
         return f"{value!r} is not one of: {', '.join(choices)}{suggest(str(value), list(choices))}"
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is not a finite number"
+    if abs(value) > LARGEST:
+        return f"is beyond all use; the largest number of any setting is {LARGEST:.0e}"
     for bound, (holds, words) in BOUNDS.items():
         limit = metadata.get(bound)
         if limit is not None and not holds(value, limit):
@@ -132,18 +153,15 @@ def range_fault(value: Any, metadata: Any) -> str | None:
 
 def _read(path: Path, shown: str) -> tuple[dict[str, Any], dict[str, int]]:
     try:
-        lines = key_lines(path)
-        content = OmegaConf.load(path)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{shown}:{mark.line + 1}" if mark else shown
-        raise UserError(f"{where}: this is not YAML: {error.problem or error.context}") from None
+        text = text_of(path)
+        lines = key_lines(text)
+        plain = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if lines else {}
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{shown}: cannot be read: {_first_line(error)}") from None
-    if isinstance(content, ListConfig):
+        raise UserError(in_words(error, shown)) from None
+    if not isinstance(plain, dict):
         raise UserError(f"{shown}:1: expected SETTING: VALUE lines, found a list")
-    plain = OmegaConf.to_container(content, resolve=False)
-    assert isinstance(plain, dict)
+    for key, message in secret_text.faults(plain):
+        raise UserError(f"{Origin('', shown, lines.get(key))}: {key}: {message}")
     return {str(key): value for key, value in plain.items()}, lines
 
 
@@ -188,19 +206,25 @@ def _parse_overrides(text: str) -> list[tuple[str, Any]]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise UserError(f"SET: {error}: {text}") from None
+        raise UserError(f"SET: {error}: {secret_text.redacted(text)}") from None
     pairs = []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
             raise UserError(
-                f'SET: expected KEY=VALUE, found {word!r}; e.g. SET="train.lr=1e-4 align.beta=0.2"'
+                f'SET: expected KEY=VALUE, found {secret_text.redacted(word)!r}; e.g. SET="train.lr=1e-4 align.beta=0.2"'
             )
         try:
-            parsed = OmegaConf.to_container(OmegaConf.create(f"v: {value or 'null'}"), resolve=False)
-        except (yaml.YAMLError, OmegaConfBaseException):
-            raise UserError(f"SET: {key}: this value is not YAML: {value!r}") from None
-        assert isinstance(parsed, dict)
+            written = bounded(f"v: {value or 'null'}")
+            parsed = OmegaConf.to_container(OmegaConf.create(written), resolve=False)
+        except TooMuch as error:
+            raise UserError(f"SET: {key}: {error.problem}") from None
+        except (ValueError, yaml.YAMLError, OmegaConfBaseException):
+            raise UserError(f"SET: {key}: this value is not YAML: {secret_text.redacted(value)!r}") from None
+        if not isinstance(parsed, dict) or parsed.keys() != {"v"}:
+            raise UserError(f"SET: {key}: a value is one line of YAML, found {secret_text.redacted(value)!r}")
+        for place, message in secret_text.faults({key: parsed["v"]}):
+            raise UserError(f"SET: {place}: {message}")
         pairs.append((key, parsed["v"]))
     return pairs
 

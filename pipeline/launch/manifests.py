@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from pipeline import schema, strict_json
-from pipeline.launch.orders import PINNED, Order, StepOrder
+from pipeline.launch.orders import PINNED, SITE_FILE, Order, StepOrder
 
 PREFIX = "nemo-lifecycle.io/"
 SETTINGS, WORK, MEMORY = "settings", "work", "shared-memory"
@@ -121,7 +121,7 @@ def notes(order: Order) -> dict[str, str]:
 
 def _note(file: str) -> str:
     # A recipe's name may have letters that an annotation's may not.
-    return f"{PREFIX}{'site' if file == 'site.yaml' else 'recipe'}"
+    return f"{PREFIX}{'site' if file == SITE_FILE else 'recipe'}"
 
 
 def container(order: Order, step: StepOrder, site: schema.Site) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 ::
 
     runs/RECIPE/launch/NUMBER/
-      RECIPE.yaml  site.yaml   the settings as they were when the chain was submitted
+      RECIPE.yaml  _site.yaml  the settings as they were when the chain was submitted
       order.json               the steps, their commands and whom each waits for
       jobs.json                what was sent: the jobs' numbers, scripts and logs; written last
       ends/STAGE.RESTART       exit status and time of each time that a job ran (Slurm)
@@ -23,6 +23,7 @@ from typing import Any
 from pipeline.stages.step import write_json
 
 PINNED = "/etc/lifecycle"  # where a pod finds the recipe and the site
+SITE_FILE = "_site.yaml"  # no recipe's name begins so
 ORDER, JOBS, SEEN, ENDS, LOG = "order.json", "jobs.json", "seen.json", "ends", "launch.log"
 
 

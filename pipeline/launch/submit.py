@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,12 +20,22 @@ from pipeline import graph, schema
 from pipeline import recipe as recipes
 from pipeline.errors import GateClosed, UserError
 from pipeline.launch.handover import TOOLCHAIN, hand_over
-from pipeline.launch.orders import ENDS, JOBS, PINNED, Job, Order, StepOrder, read_jobs, submissions
+from pipeline.launch.orders import (
+    ENDS,
+    JOBS,
+    PINNED,
+    SITE_FILE,
+    Job,
+    Order,
+    StepOrder,
+    read_jobs,
+    submissions,
+)
 from pipeline.launch.status import at_work
 from pipeline.plan.place import ask_for_gpus
 from pipeline.plan.site import check as check_site
 from pipeline.recipe import LoadedRecipe
-from pipeline.runner import inputs, tracked
+from pipeline.runner import inputs, owner, tracked
 from pipeline.runner.chain import Chain
 from pipeline.toolchains import ROOT, Toolchain
 
@@ -64,6 +75,7 @@ def submit(chain: Chain, target: str | None, dry: bool, options: list[str]) -> S
                 f"{chain.store.recipe} is in the queue already: {', '.join(busy)}; `lifecycle status` shows it, "
                 "`lifecycle cancel` takes it back"
             )
+        owner.claim(chain.store.root, chain.loaded)
     with _folder(chain.store.root, dry) as folder:
         order = _order(chain, steps, folder, options)
         order.write(folder)
@@ -153,19 +165,44 @@ def _order(chain: Chain, steps: list[graph.Step], folder: Path, options: list[st
 
 def _pin(loaded: LoadedRecipe, folder: Path) -> tuple[Path, Path]:
     """Write the recipe and its site down as they are: a job may start days after somebody edits them."""
-    plain = asdict(loaded.settings)
+    plain = _literal(asdict(loaded.settings))
     site = plain.pop("site")
-    recipe, site_file = folder / f"{loaded.name}.yaml", folder / "site.yaml"
+    plain = _beyond(asdict(schema.Recipe()), plain)
+    recipe, site_file = folder / f"{loaded.name}.yaml", folder / SITE_FILE
     recipe.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
     # On its machine a step asks no cluster for anything.
     here = {key: value for key, value in site.items() if key not in LOCAL_SETTINGS}
     site_file.write_text(yaml.safe_dump({"name": site["name"], **here}, sort_keys=False), encoding="utf-8")
     again = recipes.load(str(recipe), ROOT, site=str(site_file))
     if schema.identity_values(again.settings) != schema.identity_values(loaded.settings):
-        raise UserError(
-            f"the settings of {loaded.name} cannot be written down and read back as they are (a text with '${{'?)"
-        )
+        raise UserError(f"the settings of {loaded.name} cannot be written down and read back as they are")
     return recipe, site_file
+
+
+def _beyond(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that are not what they are by default: to give a default is to ask for it, and some change nothing."""
+    found = {}
+    for key, value in settings.items():
+        inner = defaults.get(key)
+        if isinstance(value, dict) and isinstance(inner, dict) and inner:
+            value = _beyond(inner, value)
+            if not value:
+                continue
+        elif key in defaults and value == inner:
+            continue
+        found[key] = value
+    return found
+
+
+def _literal(value: Any) -> Any:
+    """Settings whose texts mean themselves when they are read again, ``${`` included."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", value)
+    return value
 
 
 def _check_secrets(site: schema.Site) -> None:

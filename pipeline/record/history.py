@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pipeline import graph
 from pipeline.errors import UserError
+from pipeline.recipe import NAME
+from pipeline.runner import owner
 from pipeline.runner.identity import SHORT
 from pipeline.runner.store import Artifact, Store, read_artifact
 
@@ -76,13 +78,21 @@ def find_run(words: str, runs: Path) -> History:
     An artifact is named by its folder, by a file in it, or by its identity or the beginning
     of one.  Raises :class:`UserError` where nothing, or more than one thing, is meant.
     """
-    store = Store(runs, Path(words).stem if words.endswith((".yaml", ".yml")) else words)
-    if re.fullmatch(r"[\w.-]+", words) and store.root.is_dir():
+    by_file = is_recipe(words, runs)
+    if by_file or (NAME.fullmatch(words) and (runs / words).is_dir()):
+        store = Store(runs, Path(words).stem if by_file else words)
+        if by_file:
+            owner.check(store.root, Path(words))
         chain = latest_chain(store)
         if not chain.artifacts:
             raise UserError(f"{words} has published nothing in {runs} yet")
         return chain
     return history(find_artifact(words, runs))
+
+
+def is_recipe(words: str, runs: Path) -> bool:
+    """Whether this is the file of a recipe (there, or gone by now) that has something under ``runs``."""
+    return words.endswith((".yaml", ".yml")) and (runs / Path(words).stem).is_dir()
 
 
 def find_artifact(words: str, runs: Path) -> Artifact:

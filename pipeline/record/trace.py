@@ -20,7 +20,7 @@ from typing import Any
 from pipeline import strict_json
 from pipeline.errors import UserError
 from pipeline.gateway.settings import is_loopback
-from pipeline.record.history import History, all_artifacts, find_run, history
+from pipeline.record.history import History, all_artifacts, find_run, history, is_recipe
 from pipeline.runner.identity import SHORT
 from pipeline.runner.store import Artifact
 from pipeline.schema import flat
@@ -44,7 +44,7 @@ def trace(words: str, runs: Path, certificate: str | None = None) -> dict[str, A
     if ADDRESS.fullmatch(words) and not Path(words).exists():
         start["served"] = served_models(words, certificate)
         found = _from_server(words, start["served"], runs)
-    elif Path(words).is_file() and not _published(words, runs):
+    elif Path(words).is_file() and not is_recipe(words, runs) and not _published(words, runs):
         found = _from_copy(Path(words), runs, start)
     else:
         found = find_run(words, runs)

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline import graph
 from pipeline.errors import GateClosed, UserError
 from pipeline.recipe import LoadedRecipe
-from pipeline.runner import base, gate, inputs, supply, tracked
+from pipeline.runner import base, gate, inputs, owner, supply, tracked
 from pipeline.runner.attempt import can_go_on
 from pipeline.runner.digests import DigestMemory
 from pipeline.runner.display import Display
@@ -70,6 +70,7 @@ class Chain:
     def __post_init__(self) -> None:
         recipe = self.loaded.settings
         self.store = Store(self.runs, self.loaded.name)
+        owner.check(self.store.root, self.loaded.file)
         self.memory = DigestMemory(self.runs / ".digests.json", reread=self.verify)
         if not self.steps:
             engines = {name: getattr(recipe, name).engine for name in graph.MODELS}
@@ -244,6 +245,7 @@ class Chain:
         tracked.require(self.loaded.settings.tracking)
         self.planned = self._afford(target, [steps[-1].name] if only else None)
         inputs.check_inputs(self.loaded)
+        owner.claim(self.store.root, self.loaded)
         finished: dict[str, Planned] = {}
         try:
             for step in steps:

@@ -49,9 +49,9 @@ def test_the_manifest_holds_to_the_published_schemas_and_a_wrong_field_does_not(
 
 
 def test_a_long_name_stays_one_that_kubernetes_takes(podded: Light) -> None:
-    from pipeline.launch.orders import Order
+    from pipeline.launch.orders import SITE_FILE, Order
 
-    order = Order("a-very-long-name-" * 6, 12, "", "/", {}, {}, [], {"site.yaml": "x"})
+    order = Order("a-very-long-name-" * 6, 12, "", "/", {}, {}, [], {SITE_FILE: "x"})
     assert len(manifests.name(order)) <= 63
     assert manifests.name(order).endswith("-12-" + manifests.name(order)[-6:])
 

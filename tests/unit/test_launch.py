@@ -59,7 +59,7 @@ def test_a_site_may_be_a_file_anywhere(tmp_path: Path) -> None:
         ("site.slurm.stages='{train: {gpu: 8}}'", "no setting 'gpu' for one stage"),
         ("site.slurm.stages='{train: {gpus_per_node: many}}'", "'many' is not what"),
         ("site.slurm.stages='{train: 8}'", "expected SETTING: VALUE"),
-        ("site.secrets=['HF_TOKEN=hf_abc']", "values are never written down"),
+        ("site.secrets=['HF_TOKEN=hf_abc']", "would be written down"),
     ],
 )
 def test_a_wrong_setting_of_slurm_is_refused_by_name(settings: str, said: str) -> None:
