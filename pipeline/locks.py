@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import LifecycleError
-from pipeline.toolchains import CUDA, FROM_SOURCE, Toolchain, call, environment, name_of
+from pipeline.toolchains import BUILDS, CUDA, FROM_SOURCE, Toolchain, call, environment, name_of
 
 UV = "uv==0.13.9"
 PYTHON = "3.11.14"  # some packages ask for a patch release of 3.11
 HEADER = "# Written by `make locks`; every package that the environment holds, transitive ones included."
 WITHOUT_DEPENDENCIES = "# without dependencies"
-BUILDS = "torch.sha256"
 PLATFORM = re.compile(r"any|manylinux\w*_(x86_64|aarch64)|linux_(x86_64|aarch64)")
 
 

@@ -59,6 +59,7 @@ FROM_SOURCE = "# Built from source, apart, with the tools of build.lock."
 # Locks that are no environments: what PyPI's build of torch wants beside, and what sources are built with.
 CUDA = "torch-cuda"
 SHARED = (CUDA, "build")
+BUILDS = "torch.sha256"  # official builds of torch that are not on PyPI, as `sha256sum` lists files
 QUIETLY = ("--disable-pip-version-check", "--no-compile")
 
 
@@ -178,6 +179,7 @@ def _install(toolchain: Toolchain, held: int) -> None:
     # No file that is not in the lock: neither another's of the same name, nor what a source would be built with.
     exactly = [*pip, "--no-deps", "--require-hashes"]
     wheels, _, sources = toolchain.lock.read_text(encoding="utf-8").partition(FROM_SOURCE)
+    wheels = _with_build(wheels, toolchain)
     with tempfile.TemporaryDirectory() as scratch:
         _requirements(Path(scratch) / "wheels.txt", wheels)
         call([*exactly, "--only-binary=:all:", "-r", f"{scratch}/wheels.txt"], toolchain, held)
@@ -207,6 +209,32 @@ def _built(scratch: Path, toolchain: Toolchain, held: int) -> list[str]:
     command = [pip[0], "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check", *words]
     call([*command, "-r", f"{scratch}/sources.txt"], toolchain, held)
     return sorted(map(str, (scratch / "made").glob("*.whl")))
+
+
+def _with_build(text: str, toolchain: Toolchain) -> str:
+    """A lock's text that asks for the build of torch with a local version ("+cpu"), where pip can have one that is official.
+
+    Between files with an equal version pip prefers those whose hash an index tells, and a folder tells none.
+    """
+    version = pins(toolchain.lock).get("torch")
+    if version is None:
+        return text
+    command = [
+        str(toolchain.python),
+        "-m",
+        "pip",
+        "index",
+        "versions",
+        "torch",
+        "--disable-pip-version-check",
+    ]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    offered = set(re.findall(r"[^\s,]+", said))
+    known = (toolchain.lock.parent / BUILDS).read_text(encoding="utf-8")
+    for build in dict.fromkeys(re.findall(rf"torch-({re.escape(version)}\+\w+)-", known)):
+        if build in offered:
+            return re.sub(rf"^torch=={re.escape(version)}(?=\s)", f"torch=={build}", text, flags=re.MULTILINE)
+    return text
 
 
 def _lacks_cuda(toolchain: Toolchain) -> bool:

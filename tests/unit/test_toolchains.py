@@ -50,7 +50,7 @@ def test_locks_pin_every_wanted_package_exactly(name: str) -> None:
 
 
 def test_every_official_build_of_torch_is_in_every_lock_that_has_torch() -> None:
-    builds = (ROOT / "configs" / "toolchains" / locks.BUILDS).read_text()
+    builds = (ROOT / "configs" / "toolchains" / toolchains.BUILDS).read_text()
     digests = re.findall(r"^[0-9a-f]{64}", builds, re.MULTILINE)
     version = pins(Toolchain("core").lock)["torch"]
     with_torch = {name: pins(Toolchain(name).lock) for name in NAMES if "torch" in pins(Toolchain(name).lock)}
@@ -117,6 +117,31 @@ def test_a_lock_names_sources_only_where_there_is_no_wheel() -> None:
     assert re.findall(r"^(\S+)==|sha256:(.)", sources, re.MULTILINE) == [("jieba", ""), ("", "c")]
     with pytest.raises(LifecycleError, match="no file of other==1"):
         locks.lock_text(["other==1"], found, "")
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        (["torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl"], "2.13.0+cpu"),
+        (["torch-2.13.0-cp311-cp311-manylinux_2_28_x86_64.whl"], "2.13.0"),
+        (["torch-2.13.0-py3-none-any.whl", "torch-2.13.0+cpu-py3-none-any.whl"], "2.13.0+cpu"),
+        (["torch-2.13.0-py3-none-any.whl", "torch-2.13.0+mine-py3-none-any.whl"], "2.13.0"),
+    ],
+)
+def test_the_cpu_build_of_torch_is_taken_where_pip_has_it(
+    offered: list[str], chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What pip itself would not do once hashes are asked for; a build that is not official is no choice."""
+    for name in offered:
+        (tmp_path / name).touch()
+    for name, value in {"PIP_FIND_LINKS": str(tmp_path), "PIP_NO_INDEX": "1"}.items():
+        monkeypatch.setenv(name, value)
+    toolchain = Toolchain("core")
+    monkeypatch.setattr(Toolchain, "python", Path(sys.executable))
+    text = toolchain.lock.read_text()
+    made = toolchains._with_build(text, toolchain)
+    assert re.findall(r"^torch==(\S+)", made, re.MULTILINE) == [chosen]
+    assert made.replace(f"torch=={chosen} ", "torch==2.13.0 ") == text  # the hashes stay
 
 
 @pytest.mark.parametrize("tampered", [False, True])
