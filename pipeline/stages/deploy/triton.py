@@ -188,11 +188,19 @@ def link_repository(repository: Path, folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     for version in sorted(path for path in repository.glob("*/*") if path.is_dir()):
         target = folder / version.parent.name / version.name
-        target.mkdir(parents=True)
-        for file in sorted(version.iterdir()):
-            (target / file.name).symlink_to(file)
+        _link_into(version, target)
         (target.parent / "config.pbtxt").symlink_to(version.parent / "config.pbtxt")
     return folder
+
+
+def _link_into(source: Path, target: Path) -> None:
+    """A folder of links to what is in ``source``; packages of Python, which bytecode is left in as well, likewise."""
+    target.mkdir(parents=True)
+    for file in sorted(source.iterdir()):
+        if (file / "__init__.py").exists():
+            _link_into(file, target / file.name)
+        else:
+            (target / file.name).symlink_to(file)
 
 
 def environment(threads: int, folder: Path) -> dict[str, str]:

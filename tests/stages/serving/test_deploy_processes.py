@@ -23,7 +23,7 @@ from pipeline.record.trace import served_models
 from pipeline.serving import processes, server, service
 from pipeline.serving.client import generate_stream
 from pipeline.serving.processes import Mark
-from pipeline.stages.deploy import ports
+from pipeline.stages.deploy import ports, triton
 from pipeline.stages.step import InputError
 from tests.miniature import IDENTITY, port_settings
 from tests.stages.serving.deployment import Deployment
@@ -311,3 +311,20 @@ def test_a_record_that_is_none_is_read_as_none(tmp_path: Path, deployed: service
         assert service.read(path) is None
     service.write(path, deployed)
     assert service.read(path) == deployed
+
+
+def test_bytecode_of_a_served_package_stays_out_of_what_was_published(tmp_path: Path) -> None:
+    published = tmp_path / "repository"
+    package = published / "assistant" / "1" / "conversations"
+    package.mkdir(parents=True)
+    (published / "assistant" / "config.pbtxt").write_text("")
+    for name in ("__init__.py", "marks.py"):
+        (package / name).write_text("")
+    (package.parent / "model.py").write_text("import conversations.marks\n")
+    linked = triton.link_repository(published, tmp_path / "linked")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    subprocess.run(
+        [sys.executable, "-c", "import model"], cwd=linked / "assistant" / "1", env=environment, check=True
+    )
+    assert list(linked.rglob("__pycache__"))
+    assert not list(published.rglob("__pycache__"))
