@@ -44,6 +44,8 @@ def new_model(settings: Model, tokenizer: Any, seed: int, folder: Path) -> None:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
+    # What transformers puts into it is nobody's choice: what is trained from here gets its own.
+    (part / "generation_config.json").unlink()
     rope = {"rope_theta": settings.rope_theta}
     # transformers 5 keeps the rotary base under rope_parameters; 4.57 reads rope_theta.
     plain = json.loads((part / "config.json").read_text(encoding="utf-8"))

@@ -207,10 +207,9 @@ def test_a_users_pairs_and_the_lines_they_are_told_by(curate: Callable[..., Any]
     path.write_text("\n".join(lines) + "\n")
     report, made = curate([source], scored=schema.Scored(path=str(path)), chat_tokens=1000, max_bad_share=0.5)
     faults = [json.loads(line) for line in (made / "quarantine.jsonl").read_text().splitlines()]
-    assert [fault["line"] for fault in faults][:2] == [1, 8]
-    assert len(faults) == 2
-    assert report["unreadable_records"] == 2
-    assert report["preferences"]["pairs"] == 7  # whatever its length: train.too_long decides
+    assert [fault["line"] for fault in faults] == [1, 8, 9]
+    assert report["unreadable_records"] == 3
+    assert report["preferences"]["pairs"] == 6
     scored = schema.Scored(path=str(path))
     said = refused(tmp_path / "v", [source], scored=scored, max_bad_share=0.25, chat_tokens=1000)
     assert "3 of 9 input records cannot be read" in said
