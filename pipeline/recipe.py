@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import operator
 import os
-import re
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,10 +32,8 @@ from pipeline.curation import idle
 from pipeline.errors import UserError
 from pipeline.layers import Layers, Origin, leaves, locate, suggest
 from pipeline.positions import TooMuch, bounded, in_words, key_lines, text_of
+from pipeline.recipe_names import LONGEST_NAME, NAME
 
-# A recipe's name is a folder's, a job's and part of an address.
-NAME = re.compile(r"[^\W_](?:[\w .+,@=~()-]*[\w)])?")
-LONGEST_NAME = 80  # bytes; names of folders may have 255, and a part is added here and there
 LARGEST = 1e18  # what reckons with a setting multiplies a few of them, and floats end at 1e308
 BOUNDS = {"ge": (operator.ge, "at least"), "gt": (operator.gt, "more than"), "le": (operator.le, "at most")}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline import graph
 from pipeline.errors import UserError
-from pipeline.recipe import NAME
+from pipeline.recipe_names import NAME
 from pipeline.runner import owner
 from pipeline.runner.identity import SHORT
 from pipeline.runner.store import Artifact, Store, read_artifact

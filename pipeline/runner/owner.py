@@ -8,13 +8,16 @@ down which file it is, and another file of that name is refused while that one e
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import strict_json
 from pipeline.errors import UserError
 from pipeline.launch.orders import PINNED
-from pipeline.recipe import LoadedRecipe
 from pipeline.stages.step import write_json
 from pipeline.toolchains import ROOT
+
+if TYPE_CHECKING:
+    from pipeline.recipe import LoadedRecipe
 
 RECORD = "recipe.json"
 SWEEP = "sweep.json"  # beside the recipes of a sweep, which share their artifacts (plan/scaling/sweep.py)

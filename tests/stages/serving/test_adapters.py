@@ -126,7 +126,9 @@ def answers(record: service.Service, model: str) -> list[str]:
     for question in QUESTIONS:
         body = json.dumps({"text_input": question, "max_tokens": TOKENS}).encode()
         address = f"http://{record.gateway.address}/v2/models/{model}/generate"
-        with urllib.request.urlopen(urllib.request.Request(address, body), timeout=30) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(address, body, {"Content-Type": "application/json"}), timeout=30
+        ) as answer:
             found.append(json.load(answer)["text_output"])
     return found
 
