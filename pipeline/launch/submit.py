@@ -75,11 +75,13 @@ def submit(chain: Chain, target: str | None, dry: bool, options: list[str]) -> S
                 f"{chain.store.recipe} is in the queue already: {', '.join(busy)}; `lifecycle status` shows it, "
                 "`lifecycle cancel` takes it back"
             )
-        owner.claim(chain.store.root, chain.loaded)
+        owner.check(chain.store.root, chain.loaded.file)
     with _folder(chain.store.root, dry) as folder:
         order = _order(chain, steps, folder, options)
         order.write(folder)
         hand_over("dry" if dry else "send", folder)
+        if not dry:
+            owner.claim(chain.store.root, chain.loaded)
         return Submitted(folder, read_jobs(folder), notes)
 
 

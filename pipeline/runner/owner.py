@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import strict_json
 from pipeline.errors import UserError
-from pipeline.launch.orders import PINNED
+from pipeline.launch.orders import SITE_FILE
 from pipeline.stages.step import write_json
 from pipeline.toolchains import ROOT
 
@@ -49,7 +49,7 @@ def claim(root: Path, loaded: LoadedRecipe) -> None:
 def _owner(root: Path, recipe: Path) -> str | None:
     """What stands for a recipe's file in the record; None for what a submission pinned, which is the recipe of its folder."""
     file = recipe.resolve()
-    if file.parent == Path(PINNED) or file.parent.parent.resolve() == (root / "launch").resolve():
+    if (file.parent / SITE_FILE).is_file():
         return None
     listing = file.parent.parent / SWEEP
     if listing.is_file():
