@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StepFailed
-from pipeline.runner.attempt import can_go_on, curves, end_torn_line, note_attempt, read_attempts, take_up
+from pipeline.runner.attempt import (
+    can_go_on,
+    curves,
+    end_torn_line,
+    note_attempt,
+    read_attempts,
+    spent,
+    take_up,
+)
 from pipeline.runner.digests import DigestMemory
 from pipeline.runner.events import EventReader
 from pipeline.runner.lease import Lease, LeaseLost, acquire
@@ -347,3 +355,38 @@ def test_released_files_go_and_their_pieces_stay_sound(work: Path) -> None:
     assert left(work)[0] == kept  # and once more, from the seals that were rewritten
     with pytest.raises(ValueError, match="no sealed piece"):
         write_release(work, [work / "state" / "half" / "weights"])
+
+
+def test_time_and_memory_of_all_attempts_count(tmp_path: Path) -> None:
+    """The time of the last attempt alone stood in manifest and report: 1 s of a step that was killed after minutes."""
+    events = tmp_path / "events.jsonl"
+
+    def say(at: float, memory_gb: float) -> None:
+        with open(events, "a") as file:
+            line = {
+                "time": at,
+                "kind": "progress",
+                "done": 1,
+                "total": 9,
+                "unit": "steps",
+                "memory_gb": memory_gb,
+            }
+            file.write(json.dumps(line) + "\n")
+
+    def attempt() -> float:
+        note_attempt(tmp_path, MADE_BY)
+        return float(read_attempts(tmp_path)[-1]["time"])
+
+    first = attempt()
+    assert spent(tmp_path) == (0.0, 0.0)
+    say(first + 10, 1.5)
+    say(first + 100, 3.5)
+    with open(events, "a") as file:
+        file.write('{"time": 1e12, "kind": "prog')  # it was killed while it wrote
+    second = attempt()
+    end_torn_line(events)
+    say(second + 40, 2.0)
+    assert spent(tmp_path) == (pytest.approx(100), 3.5)
+    attempt()
+    say(second + 9999, 99.0)  # of the last attempt the controller knows more
+    assert spent(tmp_path) == (pytest.approx(140), 3.5)
