@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.strict_json import DEEPEST, deeper
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, TOKENIZER, TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
 GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
@@ -35,7 +37,6 @@ LARGEST_TEXT = {
 }  # bytes; the largest published tokenizers have 35 MB
 LARGEST_OTHER = 20_000_000
 LARGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
-DEEPEST = 100  # levels of a JSON file; a configuration has 5
 DTYPES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8,
@@ -164,7 +165,7 @@ def _parsed(text: bytes, what: str) -> dict[str, Any]:
         raise Broken(f"{what}: is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise Broken(f"{what}: is {_shown(found)}, not a JSON object")
-    if _deeper(found, DEEPEST):
+    if deeper(found, DEEPEST):
         raise Broken(f"{what}: is nested more than {DEEPEST} levels deep")
     return found
 
@@ -180,20 +181,6 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")  # and could not be written again beside what is trained
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects are nested deeper than so; without recursion."""
-    layer = [value]
-    while layer and levels >= 0:
-        layer = [
-            inner
-            for each in layer
-            for inner in (each.values() if isinstance(each, dict) else each)
-            if isinstance(inner, dict | list)
-        ]
-        levels -= 1
-    return bool(layer)
 
 
 def leading_out(folder: Path) -> Iterator[tuple[Path, Path]]:
