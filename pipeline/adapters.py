@@ -34,6 +34,37 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 }
 
 
+def kind_fault(config: dict[str, Any]) -> str | None:
+    """Which setting of a configuration that others wrote is not of its kind; None where all are."""
+    for name, kind, words in (
+        ("r", int, "a whole number"),
+        ("lora_alpha", int | float, "a number"),
+        ("rank_pattern", dict, "a number for every pattern"),
+        ("alpha_pattern", dict, "a number for every pattern"),
+        ("use_dora", bool, "true or false"),
+        ("use_rslora", bool, "true or false"),
+    ):
+        value = config.get(name)
+        number = kind is not bool and isinstance(value, bool)
+        if value is not None and (number or not isinstance(value, kind)):
+            return f"adapter_config.json: {name} is {value!r}, not {words}"
+    for name in ("rank_pattern", "alpha_pattern"):
+        for pattern, value in (config.get(name) or {}).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not _is_pattern(pattern):
+                return f"adapter_config.json: {name} has {value!r} for {pattern!r}"
+    if isinstance(config.get("r"), int) and config["r"] < 1:
+        return f"adapter_config.json: r is {config['r']}, not at least 1"
+    return None
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
 def fault(config: dict[str, Any]) -> str | None:
     """Why an adapter of this configuration is not one that can be merged or served; None where it is."""
     for name in ("peft_type", "r", "lora_alpha"):

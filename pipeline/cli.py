@@ -25,6 +25,7 @@ from pipeline.launch import muster
 from pipeline.plan.scaling import commands as scaling
 from pipeline.plan.serving import commands as serving
 from pipeline.runner.reasons import disk_full
+from pipeline.secret_text import redacted
 
 EXAMPLES = """examples:
   lifecycle run                              the whole chain of recipes/llama-tiny.yaml
@@ -83,7 +84,8 @@ def guarded(call: Callable[[argparse.Namespace], int], options: argparse.Namespa
     try:
         return call(options)
     except LifecycleError as error:
-        return _say(str(error), error.exit_status)
+        # Settings with secrets are refused; what others say of an address may still hold one.
+        return _say(redacted(str(error)), error.exit_status)
     except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on from where it was", file=sys.stderr)
         return 128 + int(getattr(stop, "signal_number", signal.SIGINT))

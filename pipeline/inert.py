@@ -16,7 +16,7 @@ from pipeline.layers import Origin
 from pipeline.schema import Optimisation, flat
 from pipeline.schema.training import LOSS_SETTINGS
 
-RANKS = {"default": 0, "configs file": 1, "recipe file": 2, "site file": 2, "SET": 3}
+RANKS = {"default": 0, "submission": 0, "configs file": 1, "recipe file": 2, "site file": 2, "SET": 3}
 SHAPE = "vocab_size hidden_size intermediate_size layers heads kv_heads rope_theta tie_embeddings initializer_range"
 WITHOUT_REFERENCE = ("simpo", "orpo")
 Idle = tuple[

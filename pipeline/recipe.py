@@ -34,6 +34,8 @@ from pipeline.layers import Layers, Origin, leaves, locate, suggest
 from pipeline.positions import TooMuch, bounded, in_words, key_lines, text_of
 from pipeline.recipe_names import LONGEST_NAME, NAME
 
+# The first key of what a submission wrote down (:mod:`pipeline.launch.submit`): every setting as it was, asked for or not.
+SUBMITTED = "submitted"
 LARGEST = 1e18  # what reckons with a setting multiplies a few of them, and floats end at 1e308
 BOUNDS = {"ge": (operator.ge, "at least"), "gt": (operator.gt, "more than"), "le": (operator.le, "at most")}
 
@@ -84,7 +86,8 @@ def load(name: str, root: Path, overrides: str = "", site: str = "local") -> Loa
     shown = _shown(path, root)
     values, lines = _read(path, shown)
     _lay_uses(layers, values.pop("use", None), lines, shown, root)
-    layers.lay(values, "", lambda key: Origin("recipe file", shown, lines.get(key)))
+    layer = "submission" if values.pop(SUBMITTED, None) is True else "recipe file"
+    layers.lay(values, "", lambda key: Origin(layer, shown, lines.get(key)))
     _lay_file(layers, _site_file(root, site), root, "site file", "site")
     for key, value in _parse_overrides(overrides):
         layers.lay_path(key, value, Origin("SET"))

@@ -10,6 +10,8 @@ import json
 import math
 from typing import Any
 
+DEEPEST = 100  # levels of lists and objects; a manifest has 8, a model's configuration 5
+
 
 class NotFinite(ValueError):
     """A value that JSON cannot carry: NaN or an infinity."""
@@ -28,8 +30,29 @@ def dumps(value: Any, **options: Any) -> str:
 
 
 def loads(text: str | bytes) -> Any:
-    """``json.loads``; raises :class:`NotFinite` where the text holds NaN or an infinity."""
-    return json.loads(text, parse_constant=_refuse)
+    """``json.loads``; raises :class:`NotFinite` where the text holds NaN or an infinity, ``ValueError`` where it is nested too deep."""
+    try:
+        found = json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if deeper(found, DEEPEST):
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    return found
+
+
+def deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested deeper than so many levels; without recursion, which ends at a thousand."""
+    layer = [value]
+    while layer and levels >= 0:
+        layer = [
+            inner
+            for each in layer
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+            if isinstance(inner, dict | list)
+        ]
+        levels -= 1
+    return bool(layer)
 
 
 def not_finite(value: Any, place: str = "") -> str | None:

@@ -26,6 +26,7 @@ from pipeline.runner.store import read_artifact
 from pipeline.summary import print_summary
 from pipeline.surroundings import past_proxies
 from pipeline.toolchains import ROOT
+from pipeline.wording import counted
 
 LIVE = next(stage.name for stage in STAGES if stage.live)
 
@@ -234,14 +235,18 @@ def verify(options: Namespace) -> int:
     found = check(store, tell)
     damaged = [each for each in found if each.faults]
     if not damaged:
-        print(f"{len(found)} artifacts, all of them as they were published")
+        print(
+            f"{counted(len(found), 'artifact')}, {'all of them as they were' if len(found) != 1 else 'as it was'} published"
+        )
         return 0
     if options.quarantine:
         for moved in set_aside(store, damaged):
             print(f"moved to {moved}")
         print("the next run makes anew what it needs of them")
     else:
-        print(f"{len(damaged)} of {len(found)} artifacts are damaged; --quarantine moves them aside")
+        print(
+            f"{len(damaged)} of {counted(len(found), 'artifact')} {'is' if len(damaged) == 1 else 'are'} damaged; --quarantine moves them aside"
+        )
     return 1
 
 
@@ -282,9 +287,14 @@ def gc(options: Namespace) -> int:
     total = sum(item.bytes for item in items)
     if not options.yes:
         if not sys.stdin.isatty():
-            print(f"{len(items)} folders, {total / 1e6:.1f} MB; nothing was removed: --yes removes them")
+            print(
+                f"{counted(len(items), 'folder')}, {total / 1e6:.1f} MB; nothing was removed: --yes removes them"
+            )
             return 0
-        if input(f"Remove these {len(items)} folders ({total / 1e6:.1f} MB)? [y/N] ").strip().lower() != "y":
+        if (
+            input(f"Remove {counted(len(items), 'folder')} ({total / 1e6:.1f} MB)? [y/N] ").strip().lower()
+            != "y"
+        ):
             print("nothing was removed")
             return 0
     print(f"removed {remove(items, runs) / 1e6:.1f} MB")

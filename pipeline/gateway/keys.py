@@ -31,6 +31,8 @@ class Keys:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if seen := exposed(path):
+            LOG.warning("%s", seen)
         self._digests = read(path)
         self._seen = _stamp(path)
         self._looked = time.monotonic()
@@ -68,6 +70,23 @@ def authorised(keys: Keys, header: str) -> str:
         said = "that API key is not known here" if key else "an API key is needed: Authorization: Bearer ..."
         raise GatewayError(401, said, code="invalid_api_key", reason="unauthorized")
     return name
+
+
+def exposed(path: Path) -> str | None:
+    """Why a file of secrets is one that others of this machine can read or change, with the remedy; None where they cannot.
+
+    What a hash stands for cannot be read off it, but it can be exchanged.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return None  # told where it is read
+    can = [words for bits, words in ((0o044, "read"), (0o022, "change")) if mode & bits]
+    return (
+        f"others on this machine may {' and '.join(can)} {path}, which holds secrets: chmod 600 {path}"
+        if can
+        else None
+    )
 
 
 def read(path: Path) -> dict[str, bytes]:

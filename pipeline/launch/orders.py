@@ -15,11 +15,14 @@ Standard library only: both sides import this.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
+from pipeline.errors import UserError
 from pipeline.stages.step import write_json
 
 PINNED = "/etc/lifecycle"  # where a pod finds the recipe and the site
@@ -76,10 +79,11 @@ class Job:
 
 
 def read_order(folder: Path) -> Order:
-    """The order in a folder."""
-    plain = json.loads((folder / ORDER).read_text(encoding="utf-8"))
-    plain["steps"] = [StepOrder(**step) for step in plain["steps"]]
-    return Order(**plain)
+    """The order in a folder.  Raises :class:`UserError` for one that is not what was written."""
+    with _as_written(folder / ORDER):
+        plain = strict_json.loads((folder / ORDER).read_text(encoding="utf-8"))
+        plain["steps"] = [StepOrder(**step) for step in plain["steps"]]
+        return Order(**plain)
 
 
 def write_jobs(folder: Path, jobs: list[Job]) -> None:
@@ -88,8 +92,20 @@ def write_jobs(folder: Path, jobs: list[Job]) -> None:
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """What was sent from a folder, in the order of the chain."""
-    return [Job(**plain) for plain in json.loads((folder / JOBS).read_text(encoding="utf-8"))]
+    """What was sent from a folder, in the order of the chain.  Raises :class:`UserError` for what is not as it was written."""
+    with _as_written(folder / JOBS):
+        return [Job(**plain) for plain in strict_json.loads((folder / JOBS).read_text(encoding="utf-8"))]
+
+
+@contextmanager
+def _as_written(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        why = error.strerror if isinstance(error, OSError) else (str(error).splitlines() or [""])[0][:200]
+        raise UserError(
+            f"{file} is not what a submission wrote ({why}): look in the queue for its jobs, then remove {file.parent}"
+        ) from None
 
 
 def submissions(recipe_folder: Path) -> list[Path]:

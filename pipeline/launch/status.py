@@ -8,7 +8,6 @@ the ``launch`` toolchain, which writes what it finds into ``seen.json``.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.launch.handover import hand_over
 from pipeline.launch.orders import ENDS, SEEN, Job, Order, listed, read_jobs, read_order, submissions
 from pipeline.stages.step import write_json
@@ -188,10 +188,10 @@ def last_seen(folder: Path) -> list[JobStatus]:
 def read_seen(folder: Path) -> dict[str, JobStatus]:
     """The jobs as they were last seen, by stage."""
     try:
-        plain: dict[str, dict[str, Any]] = json.loads((folder / SEEN).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return {stage: JobStatus(**status) for stage, status in plain.items()}
+        plain: dict[str, dict[str, Any]] = strict_json.loads((folder / SEEN).read_text(encoding="utf-8"))
+        return {stage: JobStatus(**status) for stage, status in plain.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # nothing was seen yet, or what was is lost: the cluster is asked again
 
 
 def write_seen(folder: Path, jobs: list[JobStatus]) -> None:

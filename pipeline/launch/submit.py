@@ -34,7 +34,7 @@ from pipeline.launch.orders import (
 from pipeline.launch.status import at_work
 from pipeline.plan.place import ask_for_gpus
 from pipeline.plan.site import check as check_site
-from pipeline.recipe import LoadedRecipe
+from pipeline.recipe import SUBMITTED, LoadedRecipe
 from pipeline.runner import inputs, owner, tracked
 from pipeline.runner.chain import Chain
 from pipeline.toolchains import ROOT, Toolchain
@@ -169,9 +169,10 @@ def _pin(loaded: LoadedRecipe, folder: Path) -> tuple[Path, Path]:
     """Write the recipe and its site down as they are: a job may start days after somebody edits them."""
     plain = _literal(asdict(loaded.settings))
     site = plain.pop("site")
-    plain = _beyond(asdict(schema.Recipe()), plain)
     recipe, site_file = folder / f"{loaded.name}.yaml", folder / SITE_FILE
-    recipe.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    recipe.write_text(
+        yaml.safe_dump({SUBMITTED: True, **plain}, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
     # On its machine a step asks no cluster for anything.
     here = {key: value for key, value in site.items() if key not in LOCAL_SETTINGS}
     site_file.write_text(yaml.safe_dump({"name": site["name"], **here}, sort_keys=False), encoding="utf-8")
@@ -179,21 +180,6 @@ def _pin(loaded: LoadedRecipe, folder: Path) -> tuple[Path, Path]:
     if schema.identity_values(again.settings) != schema.identity_values(loaded.settings):
         raise UserError(f"the settings of {loaded.name} cannot be written down and read back as they are")
     return recipe, site_file
-
-
-def _beyond(defaults: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that are not what they are by default: to give a default is to ask for it, and some change nothing."""
-    found = {}
-    for key, value in settings.items():
-        inner = defaults.get(key)
-        if isinstance(value, dict) and isinstance(inner, dict) and inner:
-            value = _beyond(inner, value)
-            if not value:
-                continue
-        elif key in defaults and value == inner:
-            continue
-        found[key] = value
-    return found
 
 
 def _literal(value: Any) -> Any:

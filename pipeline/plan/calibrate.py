@@ -19,6 +19,7 @@ from pipeline.errors import LifecycleError
 from pipeline.graph import TRAINING
 from pipeline.plan.quantity import Quantity, given
 from pipeline.stages.step import write_json
+from pipeline.wording import counted
 
 if TYPE_CHECKING:
     from pipeline.runner.chain import Chain, Planned
@@ -85,7 +86,7 @@ def read(root: Path) -> dict[str, Measured]:
 
 def machine_words(machine: dict[str, Any]) -> str:
     """A machine as a manifest has it, in words that tell it from others."""
-    return f"{machine['cores']} cores of {machine['processor']} ({machine['host']})"
+    return f"{counted(machine['cores'], 'core')} of {machine['processor']} ({machine['host']})"
 
 
 def calibrate(chain: Chain, display: Display) -> dict[str, Measured]:

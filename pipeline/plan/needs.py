@@ -95,7 +95,7 @@ class Needs:
         return {
             "place": self.place.words(),
             "gpus": self.layout.gpus if self.place.gpus else 0,
-            "layout": self.layout.words(),
+            "layout": self.layout.words(self.place.gpus > 0),
             "memory_bytes": value(self.memory),
             "verdict": self.verdict.word if self.verdict else None,
             "seconds": value(self.time),

@@ -35,7 +35,7 @@ def lines(found: Sequence[Needs], served: Deployment | None, explain: bool) -> I
     if explain:
         for each in found:
             yield ""
-            yield f"{each.stage}: {each.layout.words()}"
+            yield f"{each.stage}: {each.layout.words(each.place.gpus > 0)}"
             seen: set[Quantity] = set()
             for quantity in each.quantities():
                 yield from quantity.derivation(1, seen)
@@ -77,10 +77,7 @@ def _row(each: Needs) -> tuple[str, ...]:
 
 
 def _layout(each: Needs) -> str:
-    said = each.layout.words()
-    if not each.place.gpus:
-        said = said.replace("GPUs", "processes").replace("GPU", "process")
-    return said + (f", {each.work.peft}" if each.work.adapted else "")
+    return each.layout.words(each.place.gpus > 0) + (f", {each.work.peft}" if each.work.adapted else "")
 
 
 def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:

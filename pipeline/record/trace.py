@@ -21,11 +21,14 @@ from pipeline import strict_json
 from pipeline.errors import UserError
 from pipeline.gateway.settings import is_loopback
 from pipeline.record.history import History, all_artifacts, find_run, history, is_recipe
+from pipeline.runner.base_record import settings_shown
+from pipeline.runner.base_record import words_of as base_words
 from pipeline.runner.identity import SHORT
 from pipeline.runner.store import Artifact
 from pipeline.schema import flat
 from pipeline.serving import client, service
 from pipeline.stages.seals import sha256_file
+from pipeline.wording import counted
 
 TIMEOUT_S = 5.0
 SHOWN_FILES = 6  # of a step
@@ -94,6 +97,7 @@ def words_of(traced: dict[str, Any]) -> str:
             f"  code: commit {made['code']['commit'] or 'unknown'}, source {made['code']['source_digest']}",
             f"  toolchain: {made['toolchain']['name']}, Python {made['toolchain']['python']}, "
             f"lock {made['toolchain']['lock_digest']}",
+            *([f"  starts from: {base_words(step['base'])}"] if "base" in step else []),
             f"  settings: {', '.join(f'{k}={v}' for k, v in step['settings'].items())}",
         ]
         lines += [
@@ -104,11 +108,11 @@ def words_of(traced: dict[str, Any]) -> str:
             lines.append(f"  gate overridden: {step['gate']['override_reason']}")
         files = list(step["files"].items())
         lines += [
-            f"  published {name}: {entry['bytes']:,} bytes, sha256 {entry['sha256']}"
+            f"  published {name}: {counted(entry['bytes'], 'byte')}, sha256 {entry['sha256']}"
             for name, entry in files[:SHOWN_FILES]
         ]
         if files[SHOWN_FILES:]:
-            lines.append(f"  and {len(files) - SHOWN_FILES} more files (--json has them all)")
+            lines.append(f"  and {counted(len(files) - SHOWN_FILES, 'more file')} (--json has them all)")
     lines += [
         f"\n{each['stage']} {each['identity']} is gone from the store; its digest was {each['output_digest']}"
         for each in traced["gone"]
@@ -130,7 +134,8 @@ def _step(artifact: Artifact) -> dict[str, Any]:
         "seconds": manifest["seconds"],
         "attempts": len(manifest["attempts"]),
         "made_by": manifest["made_by"],
-        "settings": flat(manifest["parts"]["settings"]),
+        "settings": settings_shown(flat(manifest["parts"]["settings"]), manifest.get("base")),
+        **({"base": manifest["base"]} if manifest.get("base") else {}),
         "parents": manifest["parents"],
         "inputs": {role: {**each, **counts.get(role, {})} for role, each in manifest["inputs"].items()},
         "gate": manifest.get("gate"),
@@ -141,9 +146,9 @@ def _step(artifact: Artifact) -> dict[str, Any]:
 def _input_words(each: dict[str, Any]) -> str:
     words = [f"digest {each['digest']}"]
     if "bytes" in each:
-        words.append(f"{each['bytes']:,} bytes")
+        words.append(counted(each["bytes"], "byte"))
     if "records" in each:
-        words.append(f"{each['records']:,} records")
+        words.append(counted(each["records"], "record"))
     if each.get("unreadable"):
         words.append(f"{each['unreadable']:,} unreadable")
     if "path" in each:

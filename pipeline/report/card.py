@@ -6,7 +6,10 @@ machine, no paths, so that the bundle stays the same bytes whenever it is made.
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+from pipeline.wording import counted
 
 NAMES = {
     "pretrain": "pre-trained from scratch",
@@ -29,20 +32,25 @@ def model_card(
     chat_example: str,
     attributes: dict[str, int] | None = None,
     forged: list[str] | None = None,
+    base: dict[str, Any] | None = None,
+    context: int | None = None,
 ) -> str:
     """The text of the bundle's ``README.md``.
 
     ``steps`` maps a stage to its ``identity`` and ``settings`` (flat), oldest first;
     ``evaluation`` is the content of ``evaluation.json``, ``data`` of curation's
     ``report.json``; ``weights`` the precision of the served copy; ``attributes`` what the chat
-    template asks for; ``forged`` the turns that a user's text can pass for.
+    template asks for; ``forged`` the turns that a user's text can pass for; ``base`` the model that it started from, as
+    :func:`pipeline.runner.base_record.describe` has it; ``context`` the tokens of a prompt and its answer that are served.
     """
-    metadata = _metadata(model_name, recipe, evaluation, list(steps))
+    metadata = _metadata(model_name, recipe, evaluation, list(steps), base)
     sections = [
         f"---\n{metadata}\n---\n\n# {model_name}",
-        f"A causal language model of {parameters:,} parameters, {_made(steps)}, "
-        f"made by the recipe `{recipe}`. The weights here are fp32; the served copy is {weights}.",
-        _use(parameters),
+        f"A causal language model of {counted(parameters, 'parameter')}, {_made(steps, base)}, "
+        f"made by the recipe `{recipe}`. The weights here are fp32; the served copy is {weights}."
+        + (f" A prompt and its answer have {counted(context, 'token')} at most." if context else ""),
+        *([_base(base)] if base else []),
+        _use(parameters, steps, base),
         _prompt(chat_example, attributes or {}, forged or []),
         _training(steps),
     ]
@@ -59,7 +67,13 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _metadata(model_name: str, recipe: str, evaluation: dict[str, Any] | None, stages: list[str]) -> str:
+def _metadata(
+    model_name: str,
+    recipe: str,
+    evaluation: dict[str, Any] | None,
+    stages: list[str],
+    base: dict[str, Any] | None,
+) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     results = []
@@ -93,29 +107,62 @@ def _metadata(model_name: str, recipe: str, evaluation: dict[str, Any] | None, s
         tags=["nemo-lifecycle", *stages],
         model_name=model_name,
         eval_results=results or None,
+        **({} if base is None else _origin(base)),
     )
     return str(card.to_yaml()).strip()
 
 
-def _made(steps: dict[str, Any]) -> str:
+def _origin(base: dict[str, Any]) -> dict[str, str]:
+    """The metadata by which the hub knows a model's base and licence; a licence's identifier has no spaces."""
+    found = {"base_model": str(base["name"])}
+    licence = base["licence"]
+    if licence and re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence):
+        found["license"] = licence
+    elif licence:
+        found |= {"license": "other", "license_name": licence}
+    return found
+
+
+def _base(base: dict[str, Any]) -> str:
+    named = f"`{base['name']}`" + (f", revision `{base['revision']}`" if base["revision"] else "")
+    link = f" (https://huggingface.co/{base['name']})" if base["hub"] else ""
+    licence = (
+        f"Its licence, {base['licence']}, holds for these weights, too."
+        if base["licence"]
+        else "Its folder states no licence: find out what it allows before these weights are passed on."
+    )
+    return (
+        f"## Base model\n\nIt starts from {named}{link}, {counted(base['parameters'], 'parameter')} in "
+        f"{counted(base['layers'], 'layer')} of width {base['hidden_size']:,}, whose training data are not known here. {licence}"
+    )
+
+
+def _made(steps: dict[str, Any], base: dict[str, Any] | None) -> str:
     done = [
         NAMES[stage].format(loss=step["settings"].get("align.loss", "dpo"))
         for stage, step in steps.items()
         if stage in NAMES
     ]
-    return ", ".join(done) if done else "as it was given"
+    if base is None:
+        return ", ".join(done) if done else "as it was given"
+    return ", ".join([f"{base['name']}", *done]) if done else f"{base['name']} as it was given"
 
 
-def _use(parameters: int) -> str:
+def _use(parameters: int, steps: dict[str, Any], base: dict[str, Any] | None) -> str:
     text = "## Use and limits\n\nFor trying out and testing the chain that made it."
     if parameters < SMALL:
         text += (
             " A model this small has learned the form of an answer, not the facts: expect fluent and mostly wrong "
             "sentences. Do not rely on anything it says."
         )
+    if base is None:
+        text += " It was trained on the data named below and on nothing else; it"
+    elif not {"train", "align"}.isdisjoint(steps):
+        text += f" Here it was trained on the data named below; what {base['name']} had learned before stays in it. It"
+    else:
+        text += " It was not trained here. It"
     return text + (
-        " It was trained on the data named below and on nothing else; it was not examined for bias, harmful output "
-        "or memorised personal data beyond what the redaction below counts."
+        " was not examined for bias, harmful output or memorised personal data beyond what the redaction below counts."
     )
 
 
@@ -154,7 +201,7 @@ def _data(data: dict[str, Any]) -> str:
     lines = [
         "## Training data",
         "",
-        f"{documents['raw']:,} raw documents, {documents['kept']:,} kept. Dropped: {dropped or 'none'}. "
+        f"{counted(documents['raw'], 'raw document')}, {documents['kept']:,} kept. Dropped: {dropped or 'none'}. "
         f"Redacted: {redacted or 'nothing'}.",
         "",
         "| data set | train | validation | test |",

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report.charts import bars, chain_picture, line_chart
+from pipeline.runner.base_record import settings_shown, words_of
 from pipeline.runner.display import duration
 from pipeline.runner.identity import SHORT
 from pipeline.schema import flat
+from pipeline.stages.evaluate.table import counted_of
+from pipeline.wording import counted
 
 Manifest = dict[str, Any]
 
@@ -53,7 +56,7 @@ def render(manifests: list[Manifest], defaults: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "figure": figure, "size": size}
+    environment.filters |= {"duration": duration, "figure": figure, "size": size, "counted": counted}
     by_stage = {str(manifest["stage"]): manifest for manifest in manifests}
     first, last = manifests[0], manifests[-1]
     return environment.get_template("report.html.j2").render(
@@ -61,6 +64,7 @@ def render(manifests: list[Manifest], defaults: dict[str, Any]) -> str:
         description=last.get("description", ""),
         started=first["started"],
         seconds=sum(manifest["seconds"] for manifest in manifests),
+        base=next((words_of(m["base"]) for m in reversed(manifests) if m.get("base")), None),
         machines=sorted({_machine(manifest) for manifest in manifests}),
         picture=Markup(_picture(manifests)),
         stages=[_stage(manifest, defaults, Markup) for manifest in manifests],
@@ -79,7 +83,7 @@ def figure(value: Any, digits: int = 3) -> str:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) else f"{round(value, digits) + 0.0:,.{digits}f}"
 
 
 def size(count: int) -> str:
@@ -87,7 +91,7 @@ def size(count: int) -> str:
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
-    return f"{count} bytes"
+    return counted(count, "byte")
 
 
 def _stale(by_stage: dict[str, Manifest]) -> list[tuple[str, str]]:
@@ -103,7 +107,7 @@ def _stale(by_stage: dict[str, Manifest]) -> list[tuple[str, str]]:
 
 def _machine(manifest: Manifest) -> str:
     machine = manifest["made_by"]["machine"]
-    return f"{machine['cores']} cores of {machine['processor']}"
+    return f"{counted(machine['cores'], 'core')} of {machine['processor']}"
 
 
 def _picture(manifests: list[Manifest]) -> str:
@@ -121,7 +125,7 @@ def _picture(manifests: list[Manifest]) -> str:
 
 
 def _stage(manifest: Manifest, defaults: dict[str, Any], markup: Any) -> dict[str, Any]:
-    settings = flat(manifest["parts"]["settings"])
+    settings = settings_shown(flat(manifest["parts"]["settings"]), manifest.get("base"))
     own = {key: value for key, value in settings.items() if key in defaults and value != defaults[key]}
     curves = manifest.get("curves", {})
     charts = [
@@ -247,4 +251,8 @@ def _evaluation(manifest: Manifest | None) -> dict[str, Any] | None:
             100,
         )
     )
-    return {"names": names, "rows": rows, "scored": report["scored"]}
+    return {
+        "names": names,
+        "rows": rows,
+        "scored": [counted_of(what, count) for what, count in report["scored"].items()],
+    }

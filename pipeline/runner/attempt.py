@@ -51,10 +51,32 @@ def read_attempts(work: Path) -> list[dict[str, Any]]:
     return [line for line in EventReader(work / ATTEMPTS).new_events() if "started" in line]
 
 
+def spent(work: Path) -> tuple[float, float]:
+    """Seconds of work and the largest memory (GB) of the attempts before the last, by what their events say.
+
+    A controller that was killed wrote down nothing at the end, so what counts is when a step last said something, and
+    how much memory it had then.
+    """
+    attempts = read_attempts(work)
+    events = work / "events.jsonl"
+    size = events.stat().st_size if events.exists() else 0
+    begins = [attempt.get("events", size) for attempt in attempts]
+    seconds = peak = 0.0
+    for attempt, begin, end in zip(attempts, begins, begins[1:], strict=False):
+        said = [event for event in EventReader(events, begin).new_events(end) if "time" in event]
+        if said and "time" in attempt:
+            seconds += max(0.0, said[-1]["time"] - attempt["time"])
+            peak = max(peak, *(float(event.get("memory_gb", 0.0)) for event in said))
+    return seconds, peak
+
+
 def note_attempt(work: Path, made_by: dict[str, Any]) -> None:
     """Write down that an attempt begins, with the code and the toolchain that it runs on."""
+    events = work / "events.jsonl"
     line = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": time.time(),
+        "events": events.stat().st_size if events.exists() else 0,
         "host": made_by["machine"]["host"],
         "source_digest": made_by["code"]["source_digest"],
         "lock_digest": made_by["toolchain"]["lock_digest"],

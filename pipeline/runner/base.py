@@ -13,16 +13,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pipeline import schema
+from pipeline import base_files, schema
 from pipeline.errors import UserError
 from pipeline.recipe import LoadedRecipe
-from pipeline.runner import base_files
+from pipeline.runner import base_content
 from pipeline.surroundings import hub_cache
 from pipeline.training_checks import target_faults
 
 ASKING = {"train", "reward", "sample", "align", "evaluate", "export"}  # stages that render conversations
+COMMIT = re.compile(r"[\w.-]*[\w-][\w.-]*")  # a branch's name may have slashes, a snapshot's folder not
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-ARCHITECTURES = ("LlamaForCausalLM",)
 TEMPLATES = Path(__file__).resolve().parents[2] / "configs" / "chat_templates"
 
 
@@ -45,9 +45,11 @@ def folder(model: schema.Model) -> Path | None:
         return None
     kept = cache / f"models--{model.base.replace('/', '--')}"
     reference = kept / "refs" / model.revision
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else model.revision
+    commit = model.revision
+    if reference.is_file():
+        commit = reference.read_bytes()[:100].decode("ascii", "replace").strip()
     found = kept / "snapshots" / commit
-    return found if (found / "config.json").exists() else None
+    return found if COMMIT.fullmatch(commit) and (found / "config.json").exists() else None
 
 
 def template(name: str) -> Path:
@@ -69,42 +71,53 @@ def check(loaded: LoadedRecipe) -> None:
         )
     if not base.is_dir():
         raise UserError(f"{where}: there is no folder {base}; give a local Hugging Face folder or a hub id")
-    if not (base / "config.json").is_file():
-        raise UserError(f"{where}: {base} has no config.json, so it is not a Hugging Face model folder")
     try:
-        config = _checked(base)
-    except base_files.Fault as error:
-        raise UserError(f"{where}: {error}") from None
+        config = _check_files(base)
+    except base_files.Broken as error:
+        raise UserError(f"{where}: {base}: {error}") from None
+    except OSError as error:
+        file = Path(error.filename).name if isinstance(error.filename, str) else base.name
+        raise UserError(f"{where}: {base}: {file} cannot be read: {error.strerror}") from None
     longest = config.get("max_position_embeddings") or model.context
     if model.context > longest:
         raise UserError(
             f"{loaded.origin('model.context')}: model.context = {model.context}, and {base} was made for {longest}"
         )
     _check_template(loaded, base)
-    depth, tied = config.get("num_hidden_layers") or 0, bool(config.get("tie_word_embeddings", False))
+    depth, tied = config["num_hidden_layers"], bool(config.get("tie_word_embeddings", False))
     for section in ("train", "reward", "align"):
-        for setting, fault in target_faults(loaded.settings, section, depth, tied) if depth else ():
+        for setting, fault in target_faults(loaded.settings, section, depth, tied):
             raise UserError(f"{loaded.origin(setting)}: {setting}: {fault}")
 
 
-def _checked(base: Path) -> dict[str, Any]:
-    """The configuration of a base whose files are whole and fit each other.  Raises :class:`base_files.Fault`."""
-    shapes = base_files.weights(base)
-    if not (base / "tokenizer.json").is_file():
-        raise base_files.Fault(f"{base} has no tokenizer.json (a Hugging Face fast tokenizer is needed)")
-    config = base_files.config(base)
-    kinds = config.get("architectures") or ["none named"]
-    if not set(kinds) & set(ARCHITECTURES):
-        raise base_files.Fault(
-            f"{base} is a {', '.join(kinds)}; what can be trained here is {', '.join(ARCHITECTURES)}"
+def _check_files(base: Path) -> dict[str, Any]:
+    """Hold every file of the folder that a step will read to what it has to be; returns the configuration."""
+    from pipeline.plan import shapes  # which asks this module where a base lies
+
+    for link, target in base_files.leading_out(base):
+        raise base_files.Broken(
+            f"{link.name}: is a link that leads out of the folder, to {target}; put a copy in its place"
         )
-    tokens, room = base_files.tokenizer_size(base), config.get("vocab_size") or 0
-    if tokens > room:
-        raise base_files.Fault(f"the tokenizer in {base} has {tokens} tokens and the model room for {room}")
-    base_files.generation(base)
-    fault = next(base_files.llama_faults(config, shapes), None)
-    if fault:
-        raise base_files.Fault(f"the weights in {base} are not the model of its config.json: {fault}")
+    if (base / "adapter_config.json").exists():
+        raise base_files.Broken(
+            "adapter_config.json: the folder holds an adapter, which would be laid over the model unseen; merge it, or take it out"
+        )
+    for name, what in (
+        (base_files.CONFIG, "it is no Hugging Face model folder"),
+        (base_files.TOKENIZER, "a fast tokenizer is needed"),
+    ):
+        if not (base / name).is_file():
+            raise base_files.Broken(f"there is no {name}: {what}")
+    base_files.weight_files(base)  # first, for a folder of pickles is the commonest mistake
+    config = base_content.config(base)
+    try:
+        shape = shapes.from_config(config, base_files.CONFIG)
+    except UserError as error:
+        raise base_files.Broken(str(error)) from None
+    base_content.vocabulary(base, shape.vocab)
+    base_content.settings_of_tokenizer(base)
+    base_content.generation(base, shape.vocab)
+    base_content.weights(base, config)
     return config
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.runner.identity import digest_of
 from pipeline.stages.seals import sha256_file
 from pipeline.stages.step import write_json
@@ -30,7 +30,7 @@ class DigestMemory:
         self._changed = False
         if path.exists() and not reread:
             try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
+                kept = strict_json.loads(path.read_text(encoding="utf-8"))
                 if kept["digest"] == digest_of(kept["files"]):
                     self._known = kept["files"]
             except (OSError, ValueError, KeyError, TypeError):

@@ -20,19 +20,19 @@ class EventReader:
     path: Path
     offset: int = 0
 
-    def new_events(self) -> Iterator[dict[str, Any]]:
-        """The events that were added since the last call."""
+    def new_events(self, until: int | None = None) -> Iterator[dict[str, Any]]:
+        """The events that were added since the last call; of those in the file's first ``until`` bytes where it is given."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as handle:
             handle.seek(self.offset)
-            data = handle.read()
+            data = handle.read(-1 if until is None else max(0, until - self.offset))
         end = data.rfind(b"\n") + 1
         self.offset += end
         for line in data[:end].splitlines():
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # the torn line of a killed attempt, glued to nothing readable
             if isinstance(event, dict):
                 yield event

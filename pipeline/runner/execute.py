@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline import strict_json
 from pipeline.errors import Interrupted, StepFailed, UserError
 from pipeline.runner.attempt import end_torn_line
 from pipeline.runner.display import Display
@@ -109,7 +109,7 @@ def execute(
     if status != 0:
         raise StepFailed(failure(job["stage"], status, work, errors, kills_before, peak))
     try:
-        result = json.loads((work / "result.json").read_text(encoding="utf-8"))
+        result = strict_json.loads((work / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         ended = ["it ended without a result"]
         raise StepFailed(failure(job["stage"], status, work, ended, kills_before, peak)) from None

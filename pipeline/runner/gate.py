@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import schema
+from pipeline.wording import counted, fixed
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _answer_loss(figures: dict[str, Any], tolerance: schema.Gate) -> Check:
     count, rise, most = figures["answers"], figures["answer_loss_change"], tolerance.max_answer_loss_rise
     words = (
         f"answer loss of {figures['model']} against {figures['parent']}: {_percent(rise)} "
-        f"({_between(figures['answer_loss_change_ci'], _percent)}, {count} answers; at most +{most:.0%})"
+        f"({_between(figures['answer_loss_change_ci'], _percent)}, {counted(count, 'answer')}; at most +{most:.0%})"
     )
     return _held("answer loss", "answers", count, rise, tolerance, words, lambda: rise <= most)
 
@@ -89,7 +90,7 @@ def _answer_loss(figures: dict[str, Any], tolerance: schema.Gate) -> Check:
 def _kind(kind: str, entry: dict[str, Any], tolerance: schema.Gate) -> Check:
     """The accuracy on one kind of pairs: of style it must rise, of all else it must not fall."""
     change, interval, count = entry["change"], entry["change_ci"], entry["pairs"]
-    measured = f"{kind} preference accuracy change: {_points(change)} ({_between(interval, _points)}, {count} pairs; "
+    measured = f"{kind} preference accuracy change: {_points(change)} ({_between(interval, _points)}, {counted(count, 'pair')}; "
     name = f"{kind} preference accuracy"
     if kind == "style":
         least = tolerance.min_style_accuracy_rise
@@ -128,8 +129,8 @@ def _between(interval: list[float] | None, form: Callable[[float], str]) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "unknown" if value is None else f"{round(value, 3) + 0.0:+.1%}"
+    return "unknown" if value is None else f"{fixed(100 * value, 1, sign=True)}%"
 
 
 def _points(value: float | None) -> str:
-    return "unknown" if value is None else f"{round(100 * value, 1) + 0.0:+.1f} points"  # never -0.0
+    return "unknown" if value is None else f"{fixed(100 * value, 1, sign=True)} points"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import adapters as adapter_rules
-from pipeline import schema
+from pipeline import base_files, schema
 from pipeline.curation import path_settings
 from pipeline.documents import is_remote, local_units, suffixes
 from pipeline.errors import UserError
@@ -73,12 +73,13 @@ def check_inputs(loaded: LoadedRecipe) -> None:
 def _adapter_fault(export: schema.Export, file: Path) -> str | None:
     """Why the target cannot serve an adapter of this configuration; None where it can."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        return f"{file.name} cannot be read: {error}"
-    if not isinstance(config, dict):
-        return f"{file.name} holds no settings"
-    wrong = adapter_rules.fault(config)
+        config = base_files.json_object(file)
+        base_files.tensors(file.with_name(ADAPTER_FILES[1]))
+    except base_files.Broken as error:
+        return str(error)
+    except OSError as error:
+        return f"{file.name} cannot be read: {error.strerror}"
+    wrong = adapter_rules.kind_fault(config) or adapter_rules.fault(config)
     if wrong is None and TARGETS[export.target].adapters == REQUEST:
         wrong = adapter_rules.request_fault(config, export.serving.max_lora_rank)
     return wrong

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -201,7 +200,7 @@ def epoch_of(folder: Path) -> int:
 def holder_of(folder: Path) -> Holder | None:
     """Who holds, or last held, a work folder; None where it was given up."""
     try:
-        return Holder(**json.loads((folder / HOLDER).read_text(encoding="utf-8")))
+        return Holder(**strict_json.loads((folder / HOLDER).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 

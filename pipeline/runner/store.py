@@ -37,6 +37,7 @@ from pipeline.stages.step import write_json
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine"
 FORMAT = 2
+LARGEST_MANIFEST = 64 << 20  # bytes; a file's entry has 150, a curve is thinned
 RECORDS = ("job.json", "log.txt", "events.jsonl", "attempts.jsonl")  # kept of a finished step's work
 
 
@@ -199,17 +200,48 @@ def read_artifact(path: Path) -> Artifact | None:
     must not lead to a new one being made in its place.
     """
     try:
+        if (path / MANIFEST).stat().st_size > LARGEST_MANIFEST:
+            return None
         text = (path / MANIFEST).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
         return None
     try:
         manifest = strict_json.loads(text)
         stated = manifest.pop("manifest_digest")
-        if stated != manifest_digest(manifest):
+        if stated != manifest_digest(manifest) or not _formed(manifest):
             return None
     except (ValueError, KeyError, AttributeError, TypeError):
         return None
     return Artifact(path, manifest)
+
+
+def _formed(manifest: dict[str, Any]) -> bool:
+    """Whether what every reader takes for granted is of its kind: a digest that is right says nothing of who wrote it."""
+    texts, files = ("identity", "output_digest"), manifest["files"]
+    kinds: dict[str, type] = {
+        **dict.fromkeys(("recipe", "stage", "headline", "started", *texts), str),
+        **dict.fromkeys(("parts", "parents", "inputs", "metrics", "curves", "made_by"), dict),
+        **dict.fromkeys(("messages", "warnings", "attempts"), list),
+    }
+    return (
+        all(isinstance(manifest[name], str) for name in texts)
+        and all(isinstance(manifest.get(name, kind()), kind) for name, kind in kinds.items())
+        and all(isinstance(manifest.get(name, 0), int | float) for name in ("seconds", "peak_memory_gb"))
+        and isinstance(files, dict)
+        and all(_inside(name) and _entry(entry) for name, entry in files.items())
+    )
+
+
+def _inside(name: str) -> bool:
+    return not name.startswith("/") and ".." not in name.split("/")
+
+
+def _entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("bytes"), int)
+        and isinstance(entry.get("sha256"), str)
+    )
 
 
 def damage(path: Path, deep: bool = False) -> list[str]:
@@ -245,6 +277,8 @@ def damage(path: Path, deep: bool = False) -> list[str]:
 def _manifest_fault(manifest: Path) -> str:
     if not manifest.exists():
         return f"{MANIFEST} is missing"
+    if manifest.stat().st_size > LARGEST_MANIFEST:
+        return f"{MANIFEST} has more than {LARGEST_MANIFEST:,} bytes, which no step's has"
     try:
         strict_json.loads(manifest.read_bytes())
     except strict_json.NotFinite:

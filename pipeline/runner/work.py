@@ -15,7 +15,8 @@ from pipeline.errors import Damaged, LifecycleError, UserError
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner import base as bases
 from pipeline.runner import gate
-from pipeline.runner.attempt import curves, note_attempt, read_attempts, take_up
+from pipeline.runner.attempt import curves, note_attempt, read_attempts, spent, take_up
+from pipeline.runner.base_record import describe
 from pipeline.runner.display import Display
 from pipeline.runner.execute import Outcome, execute
 from pipeline.runner.identity import digest_of
@@ -88,11 +89,12 @@ def run_step(order: Order, held: Lease, display: Display) -> tuple[Artifact, str
             "parts": order.parts,
             "parents": _parents(order),
             "inputs": read,
-            **_measured(outcome),
+            **_measured(outcome, *spent(held.folder)),
             "curves": curves(held.folder),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "made_by": made_by,
             "attempts": read_attempts(held.folder),
+            **({"base": base} if (base := _base(order)) else {}),
             **({"gate": order.verdict.record()} if order.verdict else {}),
             **({"plan": order.planned} if order.planned else {}),
         }
@@ -141,6 +143,8 @@ def job_of(order: Order, identity: str, held: Lease, toolchain: Toolchain) -> di
         name = recipe.model.chat_template
         settings["model"]["chat_template"] = None if name is None else str(bases.template(name).resolve())
     extra: dict[str, Any] = {"ray": recipe.site.ray} if step.stage.uses_documents else {}
+    if described := _base(order):
+        extra["base"] = described
     if step.stage.live:
         extra["server_record"] = str(order.store.server_record().resolve())
     return {
@@ -157,6 +161,11 @@ def job_of(order: Order, identity: str, held: Lease, toolchain: Toolchain) -> di
         "earlier": [str(path) for path in _alike(order, toolchain)],
         "extra": extra,
     }
+
+
+def _base(order: Order) -> dict[str, Any] | None:
+    """What the base is that the step's model comes from, for the record and the model card."""
+    return describe(order.loaded.settings.model) if order.step.stage.uses_base_model else None
 
 
 def _alike(order: Order, toolchain: Toolchain) -> list[Path]:
@@ -204,14 +213,15 @@ def _parents(order: Order) -> dict[str, Any]:
     }
 
 
-def _measured(outcome: Outcome) -> dict[str, Any]:
+def _measured(outcome: Outcome, seconds_before: float, peak_before: float) -> dict[str, Any]:
+    """The figures of a step: of its last attempt, and the time and memory of all of them."""
     return {
         "metrics": outcome.metrics,
         "headline": outcome.headline,
         "warnings": outcome.warnings,
         "messages": outcome.messages,
-        "seconds": round(outcome.seconds, 1),
-        "peak_memory_gb": round(outcome.peak_memory_gb, 2),
+        "seconds": round(outcome.seconds + seconds_before, 1),
+        "peak_memory_gb": round(max(outcome.peak_memory_gb, peak_before), 2),
     }
 
 

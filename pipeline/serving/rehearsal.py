@@ -98,14 +98,16 @@ def rehearse(settings: schema.Recipe, folder: Path, identity: str = UNKNOWN) -> 
 
 
 def context_of(settings: schema.Recipe) -> int:
-    """The model's context, which a base's configuration has; of one that is not on this machine, what it is trained on."""
+    """What will be served of the model's context; of a base that is not on this machine, as much as the recipe says."""
     base = base_folder(settings.model) if settings.model.base is not None else None
     try:
         config = json.loads((base / "config.json").read_text(encoding="utf-8")) if base else {}
     except (OSError, ValueError):  # told where the base is checked
         config = {}
-    known = int(config.get("max_position_embeddings", settings.model.context))
-    return max(known, settings.export.serving.max_length or 0)
+    planned, said = settings.model.context, settings.export.serving.max_length
+    trained = not {"pretrain", "train", "align"}.isdisjoint(settings.stages)
+    known = int(config.get("max_position_embeddings") or max(planned, said or 0))
+    return repository.served_context(settings.export, planned if trained else None, known)
 
 
 def _read_back(export: schema.Export, context: int, folder: Path) -> tuple[list[str], list[str]]:

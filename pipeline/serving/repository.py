@@ -47,7 +47,7 @@ LORA_MODULES = ("attn_q", "attn_k", "attn_v", "attn_dense", "mlp_h_to_4h", "mlp_
 
 
 def files(export: schema.Export, identity: str, context: int) -> dict[str, str]:
-    """The repository's text files by path; ``context`` is the model's, in tokens."""
+    """The repository's text files by path; ``context`` is what is served of the model's (:func:`served_context`), in tokens."""
     found: dict[str, str] = {}
     length = min(context, export.serving.max_length or context)
     parameters = {"max_new_tokens": str(export.max_new_tokens), "context": str(length)}
@@ -65,6 +65,16 @@ def files(export: schema.Export, identity: str, context: int) -> dict[str, str]:
     elif export.target == targets.TRTLLM_ENGINE:
         found |= engine(export, context)
     return found
+
+
+def served_context(export: schema.Export, trained_on: int | None, known: int) -> int:
+    """Tokens of a prompt and its answer that are served.
+
+    ``export.serving.max_length`` where the recipe says one; else what the model was trained on here (``trained_on``:
+    ``model.context``, or None for a base as it is), since longer prompts are answered by chance.  Never more than ``known``,
+    which the model's positions were made for.
+    """
+    return min(known, export.serving.max_length or trained_on or known)
 
 
 def fronts(export: schema.Export) -> list[str]:

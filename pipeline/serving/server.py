@@ -17,6 +17,7 @@ from pipeline import places
 from pipeline.gateway.addresses import authority, is_everywhere
 from pipeline.serving import processes
 from pipeline.serving.client import ServingError, events
+from pipeline.wording import counted
 
 TERM_WAIT_S = 10.0
 KILL_WAIT_S = 5.0
@@ -99,9 +100,10 @@ def probe(record: ServerRecord, timeout: float) -> Probe:
     return Probe(True, "", time.monotonic() - started)
 
 
-def stop(record: ServerRecord) -> str:
-    """Stop exactly this server and the processes of its models; returns what happened.
+def stop(record: ServerRecord, what: str = "the Triton behind it") -> str:
+    """Stop exactly this server and the processes of its models; returns what happened to ``what``.
 
+    Its address is not among the words: a person deployed the gateway's, and never saw this one.
     Asks first (SIGTERM) and forces (SIGKILL) what is still there after ``TERM_WAIT_S``.
     Raises ``RuntimeError`` when a process survives even that.
     """
@@ -119,12 +121,11 @@ def stop(record: ServerRecord) -> str:
         region.unlink(missing_ok=True)
     places.forget(Path(record.log).resolve().parent)
     if was_running:
-        return (
-            f"stopped the server at {record.address} (process {record.pid}{', by force' if forced else ''})"
-        )
+        return f"stopped {what} (process {record.pid}{', by force' if forced else ''})"
     if members:
-        return f"the server at {record.address} was gone; stopped what it had left ({len(members)} processes)"
-    return f"the server at {record.address} (process {record.pid}) was already gone"
+        left = counted(len(members), "process", "processes")
+        return f"{what} was gone; stopped what it had left ({left})"
+    return f"{what} (process {record.pid}) was already gone"
 
 
 def stop_strays(folder: Path, known: ServerRecord | None) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import signal
 import time
@@ -108,7 +107,7 @@ def folder_of(path: Path) -> Path:
 def read(path: Path) -> Service | None:
     """The record at ``path``; None where there is none or it is not one (a torn or old file)."""
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = strict_json.loads(path.read_text(encoding="utf-8"))
         gateway = plain["gateway"]
         return Service(
             gateway=Gateway(**{**gateway, "process": Mark(**gateway["process"])}),
@@ -161,7 +160,7 @@ def settings_of(deploy: schema.Deploy) -> Settings:
 def changed(gateway: Gateway, deploy: schema.Deploy) -> list[str]:
     """The settings that a running gateway has otherwise than the recipe, by name."""
     try:
-        found = json.loads(Path(gateway.settings).read_text(encoding="utf-8"))
+        found = strict_json.loads(Path(gateway.settings).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return [gateway.settings]
     wanted = dataclasses.asdict(settings_of(deploy))
@@ -268,7 +267,9 @@ def stop_keeper(path: Path) -> None:
 def stop_gateway(gateway: Gateway) -> str | None:
     """Stop a gateway, once answers under way came to their end; None where it was gone, else how it had to be ended."""
     try:
-        drain_s = float(json.loads(Path(gateway.settings).read_text(encoding="utf-8"))["limits"]["drain_s"])
+        drain_s = float(
+            strict_json.loads(Path(gateway.settings).read_text(encoding="utf-8"))["limits"]["drain_s"]
+        )
     except (OSError, ValueError, KeyError):
         drain_s = 0.0
     how = _end(gateway.process, GATEWAY, drain_s + TERM_WAIT_S)

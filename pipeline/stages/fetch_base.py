@@ -1,6 +1,6 @@
 """Bring a hub model into the local cache: ``python -m pipeline.stages.fetch_base ORG/NAME REVISION``.
 
-Only what a base model needs: configuration, tokenizer and safetensors; never a pickle, never
+Only what a base model needs: configuration, tokenizer and safetensors, its card and licence; never a pickle, never
 code.  The token (HF_TOKEN) is read from the environment by huggingface_hub and goes nowhere else.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-WANTED = ("*.json", "*.safetensors", "*.jinja", "LICENSE*", "USE_POLICY*")
+WANTED = ("*.json", "*.safetensors", "*.jinja", "README.md", "LICENSE*", "USE_POLICY*")
 LEFT = ("original/*", "*.bin", "*.pth", "*.py")
 
 

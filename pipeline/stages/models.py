@@ -22,10 +22,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pipeline import adapters
+from pipeline import adapters, base_files
 from pipeline.attributes import asking_template
 from pipeline.stages.step import InputError, Step
 
+# How transformers is asked for a model: what lies in its folder, as safetensors, without code of the model's own.
+FROM_FILES = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
 MODEL_STAGES = ("pretrain", "train", "align")
 
 
@@ -66,14 +68,16 @@ def load_asking_tokenizer(step: Step) -> Any:
 def model_folder(step: Step, name: str) -> Path:
     """A plain Hugging Face folder of the named model, adapters merged.
 
-    A merged copy is made once under the step's ``state/`` and reused on resume.
-    Raises :class:`InputError` when the user's own base model has no weights.
+    A merged copy is made once under the step's ``state/`` and reused on resume.  Of the user's own base model only what is
+    read is there, so that no library finds a pickle in it (:func:`pipeline.base_files.view`).
+    Raises :class:`InputError` when it has no weights.
     """
     if name == "base":
         assert step.base_model is not None
-        if not any(step.base_model.glob("*.safetensors")):
-            raise InputError(f"model.base: {step.base_model} holds no *.safetensors weights")
-        return step.base_model
+        try:
+            return base_files.view(step.base_model, step.work / "base")
+        except base_files.Broken as error:
+            raise InputError(f"model.base: {step.base_model}: {error}") from None
     artifact = step.inputs[name]
     record = json.loads((artifact / "model.json").read_text(encoding="utf-8"))
     if record["kind"] == "full":
@@ -93,7 +97,7 @@ def read_weights(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     tensors: dict[str, Any] = {}
-    for shard in sorted(folder.glob("*.safetensors")):
+    for shard in base_files.weight_files(folder):
         tensors.update(load_file(shard))
     return tensors
 

@@ -7,6 +7,7 @@ from pipeline.stages.data_sets import documents
 from pipeline.stages.models import load_tokenizer, tokenizer_folder
 from pipeline.stages.perplexity import perplexity
 from pipeline.stages.step import Step
+from pipeline.wording import parameters
 
 
 def run(step: Step) -> None:
@@ -33,8 +34,7 @@ def run(step: Step) -> None:
     )
     figures = session.run(step, work)
     reached = perplexity(figures["validation_loss"])
-    parameters = figures["parameters"]
     step.finish(
         metrics={**figures, "validation_perplexity": reached, **counts},
-        headline=f"{parameters / 1e6:.1f}M parameters, validation perplexity {reached:.1f}",
+        headline=f"{parameters(figures['parameters'])} parameters, validation perplexity {reached:.1f}",
     )

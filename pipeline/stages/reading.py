@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from pipeline.stages.models import FROM_FILES
+
 
 def load_model(folder: Path) -> Any:
     """The language model of a Hugging Face folder."""
@@ -18,7 +20,7 @@ def load_model(folder: Path) -> Any:
 
     kind = "auto" if torch.cuda.is_available() else torch.float32
     found = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=kind, attn_implementation="sdpa", use_safetensors=True, **_place()
+        folder, dtype=kind, attn_implementation="sdpa", **FROM_FILES, **_place()
     )
     return found.eval()
 
@@ -28,7 +30,7 @@ def load_classifier(folder: Path) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     found = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, **_place()
+        folder, dtype=torch.float32, **FROM_FILES, **_place()
     )
     return found.eval()
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -117,7 +118,9 @@ class Step:
         if now - self._last_progress < every_s and done < total:
             return
         self._last_progress = now
-        self._event("progress", done=done, total=total, unit=unit, note=note)
+        # Of a step that is killed nothing else says how large it was.
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+        self._event("progress", done=done, total=total, unit=unit, note=note, memory_gb=round(memory, 2))
 
     def phase(self, name: str) -> None:
         """Name the part of the work that begins now; shown beside the stage's name."""

@@ -378,7 +378,7 @@ def test_bad_data_is_told_plainly_with_status_2(tmp_path: Path) -> None:
 
 def test_stop_stops_exactly_that_server(chain: Lifecycle) -> None:
     record = served(chain)
-    assert "stopped the server" in chain("stop")
+    assert "stopped the gateway at http://" in chain("stop")
     assert not service.gateway_runs(record.gateway)
     assert not service.keeper_runs(record)
     assert record.version.pid not in {process.pid for process in processes.everything()}

@@ -18,6 +18,7 @@ def main(folder: Path) -> None:
     assert status == 0, told
     keys = folder / "keys"
     keys.write_text("# of the tests\n" + "".join(f"{name}: {key}\n" for name, key in KEYS.items()))
+    keys.chmod(0o600)
     settings = {**port_settings(), "keys_file": str(keys)}
     record = folder / "deploy" / "server.json"
     inputs = {"export": folder / "export" / "output"}

@@ -13,6 +13,7 @@ from pipeline import adapters, recipe, schema
 from pipeline.errors import UserError
 from pipeline.runner import inputs
 from pipeline.serving import repository
+from tests.unit.test_base import safetensors
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "bias": "none"}
@@ -123,14 +124,28 @@ def test_adapters_that_no_target_serves_are_refused(setting: str, told: str) -> 
         ("cpu-openvino", {**PLAIN, "bias": "lora_only"}, "bias is 'lora_only'"),
         ("trtllm", {**PLAIN, "use_dora": True}, "DoRA"),
         ("vllm", {**PLAIN, "r": 128}, "its rank is 128"),
-        ("vllm", [], "holds no settings"),
+        ("vllm", [], "adapter_config.json: is [], not a JSON object"),
+        ("vllm", {**PLAIN, "r": "8"}, "r is '8', not a whole number"),
+        ("vllm", {**PLAIN, "r": 0}, "r is 0, not at least 1"),
+        ("vllm", {**PLAIN, "lora_alpha": [16]}, "lora_alpha is [16], not a number"),
+        ("cpu-openvino", {**PLAIN, "alpha_pattern": {"(": 1}}, "alpha_pattern has 1 for '('"),
+        (
+            "cpu-openvino",
+            {**PLAIN, "rank_pattern": ["x"]},
+            "rank_pattern is ['x'], not a number for every pattern",
+        ),
+        ("cpu-openvino", {**PLAIN, "weights": b"x"}, "adapter_model.safetensors: is cut off"),
     ],
 )
 def test_an_adapter_is_looked_at_before_anything_starts(
     target: str, config: Any, told: str | None, tmp_path: Path
 ) -> None:
+    weights = safetensors({"w": (1,)})
+    if isinstance(config, dict):
+        weights = config.get("weights", weights)
+        config = {name: value for name, value in config.items() if name != "weights"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "adapter_model.safetensors").write_bytes(weights)
     loaded = recipe.load("llama-mini", ROOT, f"export.target={target} export.adapters.polite={tmp_path}")
     if told is None:
         inputs.check_inputs(loaded)

@@ -3,27 +3,62 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from pipeline import recipe, schema
 from pipeline.errors import UserError
-from pipeline.runner import base
+from pipeline.runner import base, base_content
 from pipeline.toolchains import ROOT
 
-CONFIG = {"architectures": ["LlamaForCausalLM"], "vocab_size": 3, "max_position_embeddings": 4096}
-TOKENIZER = {"model": {"vocab": {"a": 0, "b": 1}}}
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 3,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+TOKENIZER = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}}
+
+
+def safetensors(tensors: dict[str, tuple[int, ...]], dtype: str = "F32", width: int = 4) -> bytes:
+    header, end = {}, 0
+    for name, shape in tensors.items():
+        size = math.prod(shape) * width
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    return with_header(header, end)
+
+
+def with_header(header: object, data: int) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(data)
 
 
 def folder(path: Path, **files: object) -> Path:
+    """A whole base; ``files`` take others' places: JSON, bytes as they are, or None for none."""
     path.mkdir(parents=True, exist_ok=True)
-    for name, content in {"config.json": CONFIG, "tokenizer.json": TOKENIZER, **files}.items():
+    weights = safetensors(dict(base_content.expected(CONFIG)))
+    for name, content in {
+        "config.json": CONFIG, "tokenizer.json": TOKENIZER, "model.safetensors": weights, **files
+    }.items():  # fmt: skip
         if content is not None:
-            (path / name).write_text(json.dumps(content))
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    (path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+            plain = content if isinstance(content, bytes) else json.dumps(content).encode()
+            (path / name).write_bytes(plain)
     return path
+
+
+def fitting(**changes: object) -> dict[str, object]:
+    """Configuration and weights of a model that differs from the usual one."""
+    config = {**CONFIG, **changes}
+    return {"config.json": config, "model.safetensors": safetensors(dict(base_content.expected(config)))}
 
 
 def loaded(tmp_path: Path, **model: object) -> recipe.LoadedRecipe:
@@ -56,12 +91,12 @@ def test_each_fault_is_told_with_file_and_remedy(tmp_path: Path) -> None:
     folder(m)
     for broken in (b"", (m / "model.safetensors").read_bytes()[:-1], b"\xff" * 90):
         (m / "model.safetensors").write_bytes(broken)
-        assert "model.safetensors is cut off" in fault(tmp_path, base=m)
+        assert "model.safetensors: is cut off" in fault(tmp_path, base=m)
     folder(m)
     assert "made for 4096" in fault(tmp_path, base=m, context=8192)
     index = {"weight_map": {"w": "model-1.safetensors"}}
     folder(m, **{"model.safetensors.index.json": index})
-    assert "not complete: model-1.safetensors missing" in fault(tmp_path, base=m)
+    assert "names model-1.safetensors, which is missing" in fault(tmp_path, base=m)
     assert "there are: llama3" in fault(tmp_path, base=folder(tmp_path / "n"), chat_template="alpaca")
 
 
@@ -95,7 +130,7 @@ def test_a_folder_of_the_same_name_comes_before_the_hub(
 
 def test_targets_of_adapters_are_held_to_the_bases_own_layers(tmp_path: Path) -> None:
     def said(config: dict[str, object], targets: str) -> str | None:
-        m = folder(tmp_path / "m", **{"config.json": {**CONFIG, "num_hidden_layers": 2, **config}})
+        m = folder(tmp_path / "m", **fitting(**config))
         made = loaded(tmp_path, base=m)
         made.settings.train.peft, made.settings.train.lora.targets = "lora", [targets]
         try:

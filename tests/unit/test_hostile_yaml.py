@@ -11,6 +11,7 @@ from pipeline import recipe as recipes
 from pipeline import secret_text
 from pipeline.cli import main
 from pipeline.errors import UserError
+from pipeline.gateway import keys
 from pipeline.plan import hardware, money
 from pipeline.positions import bounded
 
@@ -225,3 +226,32 @@ def test_another_setting_and_a_written_dollar_are_taken(root: Path) -> None:
     text = "description: 'context ${model.context}, \\${oc.env:HOME}'\n" + SOURCES
     put(root / "recipes" / "small.yaml", text)
     assert recipes.load("small", root).settings.description == "context 256, ${oc.env:HOME}"
+
+
+def test_an_error_that_holds_an_address_with_a_secret_is_shown_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (
+        ["trace", "http://anna:s3cr3t-word@127.0.0.1:1"],
+        ["diff", "https://h/x?token=s3cr3t-word", "b"],
+    ):
+        assert main([*words, "--runs", str(tmp_path)]) == 2
+        assert "s3cr3t" not in "".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [(0o600, None), (0o400, None), (0o640, "read"), (0o604, "read"), (0o666, "read and change")],
+)
+def test_a_file_of_keys_that_others_may_read_is_told(
+    tmp_path: Path, mode: int, said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = put(tmp_path / "keys", "alice: 0123456789abcdef0123\n")
+    file.chmod(mode)
+    told = keys.exposed(file)
+    assert told == (
+        said and f"others on this machine may {said} {file}, which holds secrets: chmod 600 {file}"
+    )
+    keys.Keys(file)
+    assert [record.message for record in caplog.records] == ([told] if told else [])
+    assert keys.exposed(tmp_path / "gone") is None

@@ -13,7 +13,7 @@ from pipeline.cli import main
 from pipeline.launch import submit
 from pipeline.launch.orders import write_jobs
 from pipeline.plan.shapes import of_recipe
-from pipeline.serving import rehearsal
+from pipeline.serving import rehearsal, repository
 from pipeline.serving.targets import PRECISIONS, TARGETS
 from pipeline.toolchains import ROOT
 
@@ -87,11 +87,22 @@ def test_sizes_are_estimated_for_every_precision() -> None:
     assert rehearsal.weight_bytes(model, "fp8") == pytest.approx(6.98e9 + 2 * 1.05e9, rel=1e-3)
 
 
-def test_a_base_that_is_here_gives_its_own_context(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"max_position_embeddings": 131072}')
-    settings = load("llama-8b", f"model.base={tmp_path} export.serving.max_length=null")
-    assert rehearsal.context_of(settings) == 131072
-    assert rehearsal.context_of(replace(settings, model=load("llama-8b").model)) == 2048
+def test_what_is_served_is_what_was_trained_on_or_what_the_recipe_says(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 8192}')
+    own = f"model.base={tmp_path} model.context=256 export.serving.max_length"
+    trained = load("llama-8b", f"{own}=null")
+    assert rehearsal.context_of(trained) == 256  # it was 8,192, and what a prompt of 5,000 got was noise
+    assert rehearsal.context_of(load("llama-8b", f"{own}=4096")) == 4096
+    assert rehearsal.context_of(load("llama-8b", f"{own}=100000")) == 8192
+    as_it_is = replace(trained, stages=["curate", "evaluate", "export"])
+    assert rehearsal.context_of(as_it_is) == 8192
+    assert 'key: "context" value { string_value: "256" }' in _config(trained)
+    assert rehearsal.context_of(replace(trained, model=load("llama-8b").model)) == 2048
+
+
+def _config(settings: schema.Recipe) -> str:
+    files = repository.files(settings.export, "0" * 64, rehearsal.context_of(settings))
+    return files[f"{settings.export.model_name}/config.pbtxt"]
 
 
 def test_the_dry_run_of_an_export_leaves_the_repository_and_says_what_it_is(

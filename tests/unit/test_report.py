@@ -118,7 +118,7 @@ def test_curves_resumes_and_settings_are_there() -> None:
     assert "reward margin" in page
     assert "in 2 attempts" in page
     assert "align.lr=0.5" in page
-    assert "1 settings at their defaults" in page
+    assert "1 setting at its default" in page
 
 
 def test_an_overridden_gate_cannot_be_missed() -> None:

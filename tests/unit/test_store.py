@@ -7,11 +7,20 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import StepFailed
-from pipeline.runner.attempt import can_go_on, curves, end_torn_line, note_attempt, read_attempts, take_up
+from pipeline.runner.attempt import (
+    can_go_on,
+    curves,
+    end_torn_line,
+    note_attempt,
+    read_attempts,
+    spent,
+    take_up,
+)
 from pipeline.runner.digests import DigestMemory
 from pipeline.runner.events import EventReader
 from pipeline.runner.lease import Lease, LeaseLost, acquire
@@ -347,3 +356,89 @@ def test_released_files_go_and_their_pieces_stay_sound(work: Path) -> None:
     assert left(work)[0] == kept  # and once more, from the seals that were rewritten
     with pytest.raises(ValueError, match="no sealed piece"):
         write_release(work, [work / "state" / "half" / "weights"])
+
+
+def test_time_and_memory_of_all_attempts_count(tmp_path: Path) -> None:
+    """The time of the last attempt alone stood in manifest and report: 1 s of a step that was killed after minutes."""
+    events = tmp_path / "events.jsonl"
+
+    def say(at: float, memory_gb: float) -> None:
+        with open(events, "a") as file:
+            line = {
+                "time": at,
+                "kind": "progress",
+                "done": 1,
+                "total": 9,
+                "unit": "steps",
+                "memory_gb": memory_gb,
+            }
+            file.write(json.dumps(line) + "\n")
+
+    def attempt() -> float:
+        note_attempt(tmp_path, MADE_BY)
+        return float(read_attempts(tmp_path)[-1]["time"])
+
+    first = attempt()
+    assert spent(tmp_path) == (0.0, 0.0)
+    say(first + 10, 1.5)
+    say(first + 100, 3.5)
+    with open(events, "a") as file:
+        file.write('{"time": 1e12, "kind": "prog')  # it was killed while it wrote
+    second = attempt()
+    end_torn_line(events)
+    say(second + 40, 2.0)
+    assert spent(tmp_path) == (pytest.approx(100), 3.5)
+    attempt()
+    say(second + 9999, 99.0)  # of the last attempt the controller knows more
+    assert spent(tmp_path) == (pytest.approx(140), 3.5)
+
+
+def deep(levels: int) -> Any:
+    found: Any = {}
+    for _ in range(levels):
+        found = {"a": found}
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": deep(300)},
+        {"files": [1]},
+        {"files": {"weights": 5}},
+        {"files": {"../../outside": {"bytes": 1, "sha256": "x"}}},
+        {"files": {"/etc/passwd": {"bytes": 1, "sha256": "x"}}},
+        {"files": {"weights": {"bytes": "1", "sha256": "x"}}},
+        {"identity": 5},
+        {"parts": "x"},
+        {"attempts": None},
+        {"seconds": "long"},
+    ],
+    ids=str,
+)
+def test_a_manifest_of_another_form_is_no_artifact_even_under_its_own_digest(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    whole = {"identity": "a" * 64, "output_digest": "b" * 64, "files": {}, **change}
+    text = json.dumps(
+        {**whole, "manifest_digest": hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()}
+    )
+    (tmp_path / "manifest.json").write_text(text)
+    assert read_artifact(tmp_path) is None
+    assert damage(tmp_path, deep=True) == ["manifest.json is not what was published"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "[" * 500 + "]" * 500, "null", "5", '"x"']
+)
+def test_a_deep_manifest_is_told_and_not_a_traceback(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    assert read_artifact(tmp_path) is None
+    assert damage(tmp_path) == ["manifest.json is not what was published"]
+
+
+def test_an_absurdly_large_manifest_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").touch()
+    os.truncate(tmp_path / "manifest.json", 10**12)
+    assert read_artifact(tmp_path) is None
+    assert damage(tmp_path) == ["manifest.json has more than 67,108,864 bytes, which no step's has"]

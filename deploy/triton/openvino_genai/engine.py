@@ -20,7 +20,7 @@ import openvino_genai as genai
 from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
 from conversations.tokenizer import ChatTokenizer
 from parameters import Parameters, RequestError
-from prompts import Limits, prepare
+from prompts import UNLIMITED, Limits, prepare
 from sampling import Sampling
 from text_stream import TextStream
 
@@ -57,12 +57,15 @@ class Engine:
     """A loaded model; :meth:`submit` from any thread.
 
     ``folder`` holds the OpenVINO IR with its tokenizer, ``kv_cache_gb`` bounds the
-    key-value cache (it grows on demand), ``threads`` the inference threads.  Arithmetic
+    key-value cache (it grows on demand), ``threads`` the inference threads, ``context`` the tokens of a prompt and
+    its answer, where that is less than the model's own.  Arithmetic
     and cache are fp32 whatever the processor prefers, so that tokens are those of the
     Hugging Face model.
     """
 
-    def __init__(self, folder: Path, *, kv_cache_gb: int, threads: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, folder: Path, *, kv_cache_gb: int, threads: int, max_new_tokens: int, context: int = UNLIMITED
+    ) -> None:
         scheduler = genai.SchedulerConfig()
         scheduler.cache_size = kv_cache_gb
         scheduler.max_num_seqs = MAX_SEQUENCES
@@ -72,7 +75,7 @@ class Engine:
         self._pipeline = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties(threads))
         # OpenVINO's own tokenizer makes control tokens of what messages spell, and cleans up what it decodes.
         self.tokenizer = ChatTokenizer.of_folder(folder)
-        self.limits = Limits.read(folder, max_new_tokens)
+        self.limits = Limits.read(folder, max_new_tokens, context)
         self._waiting: list[_Waiting] = []
         self._running: list[_Running] = []
         self._count = 0

@@ -18,4 +18,5 @@ def load(args: dict[str, str]) -> Engine:
         kv_cache_gb=int(values["kv_cache_gb"]),
         threads=int(os.environ.get("LIFECYCLE_THREADS", "2")),
         max_new_tokens=int(values["max_new_tokens"]),
+        context=int(values["context"]),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.engines.automodel import packing
 from pipeline.schema import Lora, Optimisation, Parallel, Reward
+from pipeline.stages.models import FROM_FILES
 
 HERE = "pipeline.engines.automodel.examples"
 WSD_SHARE = 0.1  # of the steps, at the end (Hu et al. 2024, "MiniCPM", section 4)
@@ -55,6 +56,7 @@ def recipe_config(
             **({"_restore_loaded_dtype": False} if settings.precision == "bf16-weights" else {}),
             "use_liger_kernel": False,
             "force_hf": True,
+            **FROM_FILES,
             "attn_implementation": packing.NAME if settings.packing or _backend() == "gloo" else "sdpa",
         },
         "dataset": {

@@ -19,6 +19,7 @@ from pipeline.plan.serving.engine import PRECISIONS, Engine
 from pipeline.plan.shapes import of_recipe
 from pipeline.plan.shapes.shape import Shape
 from pipeline.plan.training.verdict import NOT, word
+from pipeline.serving.repository import served_context
 from pipeline.serving.targets import TARGETS
 
 # The planner's precision of an export's weights; others bear the same name.
@@ -49,7 +50,9 @@ def deployment(recipe: schema.Recipe, place: Machine) -> Deployment | None:
     Raises :class:`UserError` for a precision that the GPU does not compute in, or a model that does not divide.
     """
     shape, export = of_recipe(recipe.model), recipe.export
-    length = export.serving.max_length or recipe.model.context
+    trained = not {"pretrain", "train", "align"}.isdisjoint(recipe.stages)
+    known = shape.context or max(recipe.model.context, export.serving.max_length or 0)
+    length = served_context(export, recipe.model.context if trained else None, known)
     if not TARGETS[export.target].gpu:
         return _on_processors(shape, export, length, place)
     serving = export.serving

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from pipeline.errors import UserError
 from pipeline.plan.shapes.shape import Shape
+from pipeline.wording import counted
 
 SHARDINGS = ("none", "zero1", "zero2", "zero3")
 RECOMPUTES = ("none", "selective", "full")
@@ -125,8 +126,8 @@ class Layout:
         """Micro batches that one rank runs in a step, one after the other."""
         return max(1, self.global_batch // (self.micro_batch * self.data))
 
-    def words(self) -> str:
-        """The layout in one line, what is 1 or off left out."""
+    def words(self, on_gpus: bool = True) -> str:
+        """The layout in one line, what is 1 or off left out; without GPUs it is spread over processes."""
         axes = (
             ("TP", self.tensor),
             ("PP", self.pipeline),
@@ -135,7 +136,7 @@ class Layout:
             ("EP", self.expert),
             ("DP", self.data),
         )
-        said = [f"{self.gpus} GPU{'s' if self.gpus > 1 else ''}"]
+        said = [counted(self.gpus, *(("GPU",) if on_gpus else ("process", "processes")))]
         said += [f"{name} {size}" for name, size in axes if size > 1]
         if self.sharding != "none":
             said.append({"zero3": "FSDP", "zero1": "ZeRO-1", "zero2": "ZeRO-2"}[self.sharding])

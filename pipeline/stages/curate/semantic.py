@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.stages.models import FROM_FILES
 from pipeline.stages.step import InputError
 
 SAMPLE = 64  # documents a cluster that the centres are computed from
@@ -43,9 +44,18 @@ def embed(texts: Batches, folder: Path, *, max_tokens: int) -> Iterator[Any]:
 def _sentence_transformer(texts: Batches, folder: Path, max_tokens: int) -> Iterator[Any]:
     from sentence_transformers import SentenceTransformer
 
+    for pickled in folder.rglob("pytorch_model.bin"):
+        if not (pickled.parent / "model.safetensors").is_file():  # its part would be read from the pickle
+            raise _not_a_model(
+                folder, ValueError(f"{pickled.relative_to(folder)} is a pickle and is not read")
+            )
     try:
         model = SentenceTransformer(
-            str(folder), device=_device(), local_files_only=True, model_kwargs={"use_safetensors": True}
+            str(folder),
+            device=_device(),
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
         )
     except (OSError, ValueError) as error:
         raise _not_a_model(folder, error) from None
@@ -59,8 +69,8 @@ def _averaged(texts: Batches, folder: Path, max_tokens: int) -> Iterator[Any]:
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = AutoModel.from_pretrained(folder, **FROM_FILES).eval()
     except (OSError, ValueError) as error:
         raise _not_a_model(folder, error) from None
     device = _device()

@@ -90,7 +90,11 @@ def copy_tokenizer(
     """
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(base)
+    except Exception as error:  # tokenizers raises nothing narrower
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"model.base: the tokenizer in {base} cannot be read: {said}") from None
     if tokenizer.eos_token is None:
         raise InputError(f"model.base: the tokenizer in {base} names no eos_token")
     document_end = tokenizer.init_kwargs.get(DOCUMENT_END, str(tokenizer.eos_token))

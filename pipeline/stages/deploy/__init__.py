@@ -45,7 +45,8 @@ def run(step: Step) -> None:
             f"with NVIDIA GPUs in {image}; for a server here, export.target=cpu-openvino"
         )
     ports.check_distinct(settings)
-    gateway.check(settings)
+    for words in gateway.check(settings):
+        step.warning(words)
     service.stop_keeper(path)  # which may be mending what is about to be replaced
     with service.changing(path):
         try:

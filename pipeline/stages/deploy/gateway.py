@@ -24,8 +24,11 @@ class StartFailed(RuntimeError):
     """The gateway ended, or did not listen in time."""
 
 
-def check(deploy: schema.Deploy) -> None:
-    """Raise :class:`InputError` for what would keep a gateway from starting, before anything is stopped for it."""
+def check(deploy: schema.Deploy) -> list[str]:
+    """Raise :class:`InputError` for what would keep a gateway from starting, before anything is stopped for it.
+
+    Returns what a person should know all the same.
+    """
     toolchain = Toolchain("gateway")
     if not toolchain.ready():
         raise InputError("the gateway toolchain is not installed as its lock says: run `make env-gateway`")
@@ -38,6 +41,9 @@ def check(deploy: schema.Deploy) -> None:
             own.check_pair(wanted.tls_certificate, wanted.tls_key)
     except own.SettingsError as error:
         raise InputError(f"deploy: {error}") from None
+    secret = {"keys_file": wanted.keys_file, "tls_key": wanted.tls_key}
+    seen = {name: keys.exposed(Path(path)) for name, path in secret.items() if path is not None}
+    return [f"deploy.{name}: {words}" for name, words in seen.items() if words]
 
 
 def start(folder: Path, wanted: own.Settings) -> service.Gateway:

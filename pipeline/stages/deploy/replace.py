@@ -52,4 +52,4 @@ def drain(gateway: service.Gateway, old: ServerRecord, drain_s: float, say: Call
                 pass  # busy, or gone: the next look tells
             time.sleep(LOOKED_AT_S)
     finally:
-        say(server.stop(old))
+        say(server.stop(old, "the Triton of the version before"))

@@ -17,6 +17,7 @@ from pipeline.schema import Evaluate, Model
 from pipeline.stages.data_sets import documents
 from pipeline.stages.models import available_models, load_asking_tokenizer, model_folder
 from pipeline.stages.step import InputError, Step, read_jsonl, write_json
+from pipeline.wording import fixed
 
 
 def run(step: Step) -> None:
@@ -65,12 +66,13 @@ def run(step: Step) -> None:
         "baselines": figures.baselines(held_out, unigram, bigram),
         "gate": figures.gate_figures(names, models, changes, _aligned_on(step)),
         "scored": {
-            "documents": len(held_out.documents),
+            **held_out.read,
             "answers": len(held_out.answers),
             **{f"{kind} pairs": len(examples) for kind, (examples, _) in held_out.preferences.items()},
             "generated answers": len(held_out.questions),
         },
         "skipped": held_out.skipped,
+        "parameters": {name: scores[name].get("parameters") for name in names},
         "answers": [
             {
                 "question": question_of(record["messages"]),
@@ -119,5 +121,5 @@ def _headline(report: dict[str, Any]) -> str:
     for title, pick in picks:
         values = [pick(models[name]) for name in names]
         if all(value is not None for value in values):
-            parts.append(f"{title} {' > '.join(f'{value:.2f}' for value in values)}")
+            parts.append(f"{title} {' -> '.join(fixed(value, 2) for value in values)}")
     return ", ".join(parts)

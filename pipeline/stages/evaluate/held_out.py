@@ -24,7 +24,7 @@ class HeldOut:
 
     ``swapped`` are the instruction pairs with each question exchanged for another one's;
     ``preferences`` hold the pairs' examples and records by kind; ``skipped`` counts what
-    did not fit the context.  Of each record of ``questions``, all turns before the last answer are asked.
+    did not fit the context, ``read`` the documents, and the windows that longer ones were cut into.  Of each record of ``questions``, all turns before the last answer are asked.
     """
 
     documents: Examples
@@ -33,13 +33,17 @@ class HeldOut:
     preferences: dict[str, tuple[Examples, list[dict[str, Any]]]]
     questions: list[dict[str, Any]]
     skipped: dict[str, int]
+    read: dict[str, int]
 
 
 def read_held_out(data: Path, tokenizer: Any, settings: Evaluate, context: int) -> HeldOut:
     """Read and tokenise the test split of curation's artifact."""
     every = list(documents(data, "test"))
     texts = [every[place]["text"] for place in spread(len(every), settings.max_documents)]
-    held_out, _ = document_examples(tokenizer, texts, context)
+    held_out, found = document_examples(tokenizer, texts, context)
+    read = {"documents": found["documents"]}
+    if found["further_windows"]:
+        read["windows of documents"] = len(held_out)
     records = read_records(data / "sft" / "test.jsonl")
     pairs = records[: settings.max_pairs]
     other = swap_questions(pairs)
@@ -60,7 +64,7 @@ def read_held_out(data: Path, tokenizer: Any, settings: Evaluate, context: int) 
             preferences[kind] = (examples, kept)
             skipped[f"{kind} pairs"] = counts["too_long"]
     questions, skipped["questions"] = _questions(tokenizer, records, settings, context)
-    return HeldOut(held_out, answers, swapped_answers, preferences, questions, skipped)
+    return HeldOut(held_out, answers, swapped_answers, preferences, questions, skipped, read)
 
 
 def _questions(

@@ -46,6 +46,7 @@ def scores_of(
         progress("generated answers"),
     )
     return {
+        "parameters": int(model.num_parameters()),
         "documents": {"loss": [float(x.sum()) for x in documents], "tokens": [len(x) for x in documents]},
         "answers": {
             "content": [float(x[:-1].sum()) for x in own],

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.wording import counted, fixed, parameters
+
 NO_DATA = "no test data"
+SMALL = 50_000_000  # parameters below which nobody should expect right answers
+# One of what is scored, by what several are called.
+SINGULAR = {"documents": "document", "windows of documents": "window of documents", "answers": "answer"}
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -15,12 +20,10 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         figures(report),
         "",
-        "A model of a few million parameters learns the form of an answer, not the facts: read the answers below "
-        "as well formed and mostly wrong.",
-        "",
-        "## Answers in full",
-        "",
+        *_caution(report),
     ]
+    if report["answers"]:
+        lines += ["## Answers in full", ""]
     for shown in report["answers"]:
         lines += [f"**{shown['question']}**", "", f"- authors: {shown['authors']}"]
         lines += [
@@ -28,6 +31,18 @@ def markdown(report: dict[str, Any]) -> str:
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _caution(report: dict[str, Any]) -> list[str]:
+    """What a reader of a small model's answers should know."""
+    sizes = [size for size in report.get("parameters", {}).values() if size]
+    if not sizes or max(sizes) >= SMALL:
+        return []
+    return [
+        f"A model of {parameters(max(sizes))} parameters learns the form of an answer, not the facts: read the answers below "
+        "as well formed and mostly wrong.",
+        "",
+    ]
 
 
 def figures(report: dict[str, Any]) -> str:
@@ -77,10 +92,15 @@ def figures(report: dict[str, Any]) -> str:
         lines += ["", "## Changes, with paired 95% intervals", ""]
     for name in names[1:]:
         lines += _changes(name, report["changes"][name])
-    scored = ", ".join(f"{count:,} {what}" for what, count in report["scored"].items())
-    left = ", ".join(f"{count:,} {what}" for what, count in report["skipped"].items() if count)
+    scored = ", ".join(counted_of(what, count) for what, count in report["scored"].items())
+    left = ", ".join(counted_of(what, count) for what, count in report["skipped"].items() if count)
     lines += ["", f"Scored: {scored}." + (f" Longer than the context and left out: {left}." if left else "")]
     return "\n".join(lines)
+
+
+def counted_of(what: str, count: int) -> str:
+    """How many of what, which is named by the word for several: ``1 style pair``."""
+    return counted(count, SINGULAR.get(what, what.removesuffix("s")), what)
 
 
 def _changes(name: str, change: dict[str, Any]) -> list[str]:
@@ -99,13 +119,14 @@ def _interval(figures: dict[str, Any], key: str, digits: int, scale: float) -> s
     if value is None or interval is None:
         return NO_DATA
     low, high = interval
-    return f"{scale * value:+.{digits}f} [{scale * low:+.{digits}f}, {scale * high:+.{digits}f}]"
+    value, low, high = (fixed(scale * each, digits, sign=True) for each in (value, low, high))
+    return f"{value} [{low}, {high}]"
 
 
 def _number(value: float | None, digits: int, scale: float = 1.0, unit: str = "", sign: bool = False) -> str:
     if value is None:
         return NO_DATA
-    return f"{scale * value:{'+' if sign else ''}.{digits}f}{unit}"
+    return f"{fixed(scale * value, digits, sign)}{unit}"
 
 
 def _row(*cells: str) -> str:

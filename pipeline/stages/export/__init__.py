@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import schema
-from pipeline.serving.repository import files, fronts, models
-from pipeline.stages.models import merge_adapter
+from pipeline.serving.repository import files, fronts, models, served_context
+from pipeline.stages.models import latest_model, merge_adapter
 from pipeline.stages.step import InputError, Step, write_json
 
 if TYPE_CHECKING:
@@ -44,10 +44,11 @@ def run(step: Step) -> None:
     started = time.monotonic()
     step.phase("bundle")
     model, tokenizer, generation = bundle.write(step)
-    card.write(step, model, tokenizer)
     step.phase(f"{settings.target}, {settings.weights}")
     shutil.rmtree(step.output / "repository", ignore_errors=True)
-    context = int(model.config.max_position_embeddings)
+    trained_on = None if latest_model(step) == "base" else int(step.settings["model"]["context"])
+    context = served_context(settings, trained_on, int(model.config.max_position_embeddings))
+    card.write(step, model, tokenizer, context)
     del model  # one at a time in memory: each that follows is read from the bundle
     for path, text in files(settings, step.identity, context).items():
         file = step.output / "repository" / path
@@ -55,7 +56,7 @@ def run(step: Step) -> None:
         file.write_text(text, encoding="utf-8")
     exported = targets.write(step, tokenizer, generation)
     converted_s = time.monotonic() - started
-    result = _held(step, step.output / "bundle", tokenizer, generation, exported)
+    result = _held(step, step.output / "bundle", tokenizer, generation, exported, context)
     del exported  # its engine would stay in memory beside the variants'
     faults = list(result["faults"])
     variants = {}
@@ -63,7 +64,12 @@ def run(step: Step) -> None:
         step.phase(f"{name}, merged")
         merged = _merged(step, name, str(settings.adapters[name]))
         variants[name] = _held(
-            step, merged, tokenizer, generation, targets.openvino_model(step, tokenizer, name, merged)
+            step,
+            merged,
+            tokenizer,
+            generation,
+            targets.openvino_model(step, tokenizer, name, merged),
+            context,
         )
         faults += [f"{name}: {fault}" for fault in variants[name]["faults"]]
         shutil.rmtree(merged)
@@ -84,6 +90,7 @@ def run(step: Step) -> None:
             "target": settings.target,
             "weights": settings.weights,
             "kv_cache": settings.kv_cache,
+            "context": context,
             "gpu": settings.gpu,
             "made_with": versions(),
         },
@@ -108,7 +115,7 @@ def run(step: Step) -> None:
 
 
 def _held(
-    step: Step, source: Path, tokenizer: Any, generation: dict[str, Any], exported: Exported
+    step: Step, source: Path, tokenizer: Any, generation: dict[str, Any], exported: Exported, context: int
 ) -> dict[str, Any]:
     """The exported model beside the one that it was made of, in the folder ``source``; it is closed then."""
     from pipeline.stages.export import bundle, parity
@@ -116,7 +123,7 @@ def _held(
     step.phase("parity check")
     try:
         reference = bundle.reference(source, generation)
-        result = parity.check(step, reference, tokenizer, exported.at_work, exported.tokenizer)
+        result = parity.check(step, reference, tokenizer, exported.at_work, exported.tokenizer, context)
     finally:
         exported.close()
     return result | exported.figures | {"faults": result["faults"] + exported.faults}

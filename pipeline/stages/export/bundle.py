@@ -28,9 +28,7 @@ def write(step: Step) -> tuple[Any, Any, dict[str, Any]]:
             "the tokenizer has no chat template, so the model cannot be asked anything; "
             "add a chat_template to tokenizer_config.json in the folder of model.base"
         )
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    ).eval()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **models.FROM_FILES).eval()
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, the model of {source} only {model.config.vocab_size}"
@@ -50,9 +48,7 @@ def load(folder: Path, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     place = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, **place
-    ).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **models.FROM_FILES, **place).eval()
 
 
 def reference(folder: Path, generation: dict[str, Any]) -> Reference:

@@ -15,8 +15,8 @@ from pipeline.stages.step import Step
 QUESTION = "What does the function os.path.join do?"
 
 
-def write(step: Step, model: Any, tokenizer: Any) -> None:
-    """Write ``output/bundle/README.md``."""
+def write(step: Step, model: Any, tokenizer: Any, context: int) -> None:
+    """Write ``output/bundle/README.md``; ``context``: tokens of a prompt and its answer that are served."""
     settings = step.section(schema.Export)
     ours = chat_tokenizer(tokenizer)
     chat = ours.render([{"role": "user", "content": QUESTION}])
@@ -31,6 +31,8 @@ def write(step: Step, model: Any, tokenizer: Any) -> None:
         weights=settings.weights,
         chat_example=chat.strip(),
         forged=forged(ours),
+        base=step.extra.get("base"),
+        context=context,
         attributes=step.settings["evaluate"]["attributes"],
     )
     (step.output / "bundle" / "README.md").write_text(text, encoding="utf-8")

@@ -64,15 +64,16 @@ class AtWork(Protocol):
 
 
 def check(
-    step: Step, reference: Reference, tokenizer: Any, exported: AtWork, served: Any = None
+    step: Step, reference: Reference, tokenizer: Any, exported: AtWork, served: Any = None, context: int = 0
 ) -> dict[str, Any]:
     """Compare on held-out questions and documents; the content of parity.json.
 
     ``served``, where there is one, is the tokenizer with which the server will render the chat template.
+    ``context``: tokens of a prompt and its answer that will be served; 0: as many as the model can.
     """
     settings = step.section(schema.Export)
     conversations = held_out.conversations(step, settings.parity_prompts)
-    room = int(reference.model.config.max_position_embeddings) - settings.parity_tokens
+    room = (context or int(reference.model.config.max_position_embeddings)) - settings.parity_tokens
     if len(conversations) < settings.parity_prompts:
         step.message(
             f"held to the trained model on {len(conversations):,} prompts: curation has no more "

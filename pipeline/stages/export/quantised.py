@@ -52,7 +52,7 @@ def load(folder: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     said = json.loads((folder / "hf_quant_config.json").read_text(encoding="utf-8"))["quantization"]
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # transformers would look for the kernels
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

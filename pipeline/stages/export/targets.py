@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import schema
 from pipeline.serving.repository import CHECKPOINT, checkpoint_place
 from pipeline.serving.targets import CPU_OPENVINO, PRECISIONS, TRTLLM_ENGINE
+from pipeline.stages import models
 from pipeline.stages.export.parity import AtWork
 from pipeline.stages.export.reference import Reference
 from pipeline.stages.export.served import served_module
@@ -73,9 +74,7 @@ def _checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], folder: 
     if not PRECISIONS[settings.weights].modelopt:
         half.save_pretrained(folder)
         quantise.finish(tokenizer, folder, generation)
-        back = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        ).eval()
+        back = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **models.FROM_FILES).eval()
         figures: dict[str, Any] = {}
     else:
         samples = quantise.calibration(step, tokenizer)

@@ -118,6 +118,13 @@ def test_a_folder_that_is_no_encoder_is_named(tmp_path: Path, encoder: Path) -> 
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     with pytest.raises(InputError, match="is no local encoder"):
         list(semantic.embed(iter([["x"]]), pickled, max_tokens=8))
+    with_part = tmp_path / "with-part"
+    shutil.copytree(encoder, with_part)
+    (with_part / "modules.json").write_text("[]")
+    (with_part / "2_Dense").mkdir()
+    (with_part / "2_Dense" / "pytorch_model.bin").write_bytes(b"a pickle")
+    with pytest.raises(InputError, match=r"2_Dense/pytorch_model\.bin is a pickle and is not read"):
+        list(semantic.embed(iter([["x"]]), with_part, max_tokens=8))
 
 
 def test_embeddings_that_come_with_the_data(tmp_path: Path) -> None:

@@ -49,7 +49,10 @@ def test_stop_leaves_nothing_and_a_redeploy_replaces(
     assert deployment.run()[0] == 0  # while `deployed` runs: two services side by side
     first = deployment.record()
     status, told = deployment.run()
-    assert (status, f"stopped the server at {first.version.address}" in told) == (0, True)
+    assert (status, f"stopped the Triton of the version before (process {first.version.pid})" in told) == (
+        0,
+        True,
+    )
     second = deployment.record()
     assert not server.is_running(first.version)
     assert second.gateway == first.gateway  # clients keep their address and their connections
@@ -58,7 +61,9 @@ def test_stop_leaves_nothing_and_a_redeploy_replaces(
     started = time.monotonic()
     said = "\n".join(service.stop(second))
     assert "stopped the gateway" in said
-    assert "stopped the server" in said
+    assert f"stopped the gateway at {second.gateway.url}" in said
+    assert "stopped the Triton behind it" in said
+    assert second.version.address not in said  # nobody deployed that one
     assert time.monotonic() - started < 10
     assert not processes.of_session(second.version.pid)
     assert not service.gateway_runs(second.gateway)

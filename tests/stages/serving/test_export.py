@@ -283,3 +283,25 @@ def test_the_model_card_shows_the_evaluation_and_the_data() -> None:
     assert "| document perplexity | 60.5 |" in text
     assert "9 raw documents, 8 kept. Dropped: 1 x." in text
     assert "expect fluent and mostly wrong sentences" in text
+    assert "It was trained on the data named below and on nothing else" in text
+    base = {
+        "name": "org/Llama-1B", "hub": True, "revision": "0123abc", "licence": "llama3.2", "parameters": 1_235_814_400,
+        "layers": 16, "hidden_size": 2048,
+    }  # fmt: skip
+    text = model_card(**said, base=base, context=256)
+    assert ModelCard(text).data.base_model == "org/Llama-1B"
+    assert ModelCard(text).data.license == "llama3.2"
+    assert "on nothing else" not in text
+    assert "org/Llama-1B, fine-tuned on instruction pairs" in text
+    assert "It starts from `org/Llama-1B`, revision `0123abc` (https://huggingface.co/org/Llama-1B)" in text
+    assert "Its licence, llama3.2, holds for these weights, too." in text
+    assert "what org/Llama-1B had learned before stays in it" in text
+    assert "A prompt and its answer have 256 tokens at most." in text
+    unstated = model_card(**said, base={**base, "hub": False, "revision": None, "licence": "Some Licence 1"})
+    assert (ModelCard(unstated).data.license, ModelCard(unstated).data.license_name) == (
+        "other",
+        "Some Licence 1",
+    )
+    as_it_is = model_card(**{**said, "steps": {}}, base={**base, "licence": None})
+    assert "It was not trained here." in as_it_is
+    assert "Its folder states no licence" in as_it_is

@@ -1,0 +1,101 @@
+"""What a base model is, for the record: its name, licence, parameters and shape, as its own folder says.
+
+A recipe's model section has defaults of a small Llama from scratch; beside a base they mean nothing, and whoever read
+a report took them for the model's.  ``SHAPE`` names them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import schema
+from pipeline.errors import UserError
+from pipeline.inert import SHAPE as NAMES
+from pipeline.positions import bounded
+from pipeline.runner.base import folder, is_hub_id
+from pipeline.wording import counted, parameters
+
+SHAPE = {f"model.{name}" for name in NAMES.split()}
+FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)  # a model card's metadata
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+SOME = 200_000  # bytes of a card or licence that are looked at
+
+
+def describe(model: schema.Model) -> dict[str, Any] | None:
+    """The base as plain values; None where there is none, or it is not on this machine."""
+    from pipeline.plan.shapes import of_recipe
+
+    base = None if model.base is None else folder(model)
+    if base is None or not base.is_dir():
+        return None
+    try:
+        shape = of_recipe(model)
+    except UserError:  # told where the base is checked
+        return None
+    assert model.base is not None
+    card = _card(base)
+    return {
+        "name": model.base if is_hub_id(model.base) else base.resolve().name,
+        "hub": is_hub_id(model.base),
+        "revision": base.name if is_hub_id(model.base) else None,
+        "licence": _licence(card, base),
+        "parameters": shape.parameters,
+        "vocab_size": shape.vocab,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.feed_forward,
+        "layers": shape.depth,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "context": shape.context,
+    }
+
+
+def words_of(base: dict[str, Any]) -> str:
+    """The base in a line."""
+    revision = f" (revision {base['revision'][:12]})" if base["revision"] else ""
+    licence = f"licence {base['licence']}" if base["licence"] else "its folder states no licence"
+    return (
+        f"{base['name']}{revision}, {parameters(base['parameters'])} parameters: {counted(base['layers'], 'layer')} of width "
+        f"{base['hidden_size']:,} (feed-forward {base['intermediate_size']:,}), {counted(base['heads'], 'head')}, "
+        f"{base['kv_heads']:,} for keys and values, vocabulary {base['vocab_size']:,}, made for {base['context'] or 'any number of'} "
+        f"tokens; {licence}"
+    )
+
+
+def settings_shown(settings: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]:
+    """Flat settings as a reader should see them: without the shape of a model from scratch where there is a base."""
+    return settings if base is None else {key: value for key, value in settings.items() if key not in SHAPE}
+
+
+def _card(base: Path) -> dict[str, Any]:
+    """The metadata of the base's own model card; empty where there is none that can be read."""
+    try:
+        with open(base / "README.md", "rb") as handle:
+            found = FRONT.match(handle.read(SOME).decode("utf-8", "replace"))
+        said = yaml.safe_load(bounded(found[1])) if found else {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _licence(card: dict[str, Any], base: Path) -> str | None:
+    """The licence's name: the card's, or the first line of a licence's text."""
+    named = card.get("license")
+    if named == "other":
+        named = card.get("license_name") or named
+    if isinstance(named, str) and named.strip():
+        return named.strip()[:100]
+    for name in LICENCES:
+        try:
+            with open(base / name, "rb") as handle:
+                lines = handle.read(SOME).decode("utf-8", "replace").splitlines()
+        except OSError:
+            continue
+        first = next((line.strip(" #\t") for line in lines if line.strip(" #\t")), None)
+        if first:
+            return first[:100]
+    return None
