@@ -162,12 +162,6 @@ def _tracking(tracking: schema.Tracking) -> Iterator[tuple[str, str]]:
             f"{tracking.mlflow!r} is not the address of a tracking server, http://HOST:PORT; one on this machine: "
             "mlflow server --backend-store-uri sqlite:///mlflow.db",
         )
-    elif address.username or address.password:
-        yield (
-            "tracking.mlflow",
-            "holds a name or password, which would be written down; give them as MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD in the environment",
-        )
 
 
 def _curation(curate: schema.Curate) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ LONGEST_ERROR = 65_536
 METRICS_S = 5.0
 END_S = 1.0  # for the end of a message whose last event has come
 HEADERS = {"Content-Type": "application/json"}
-PROBE = {"text_input": "ready?", "max_tokens": 1, "temperature": 0.0}
+PROBE = {"text_input": "ready?", "max_tokens": 1, "temperature": 0.0, "ignore_end": True}
 
 
 class Upstream:

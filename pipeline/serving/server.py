@@ -90,6 +90,7 @@ def probe(record: ServerRecord, timeout: float) -> Probe:
                 text="ready?",
                 max_tokens=2,
                 temperature=0.0,
+                ignore_end=True,
                 timeout=timeout,
             )
         )

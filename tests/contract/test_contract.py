@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import queue
 import re
@@ -141,6 +142,34 @@ def test_a_stop_word_ends_the_answer_before_it(deployed: Served) -> None:
         deployed.address, deployed.model_name, text=QUESTION, max_tokens=24, stop_words=[word]
     )
     assert "".join(streamed) == answer["text_output"]
+
+
+def test_text_probabilities_and_count_of_a_stopped_answer_are_of_the_same_tokens(deployed: Served) -> None:
+    asked: dict[str, Any] = {"max_tokens": 24, "logprobs": True}
+    whole = ask(deployed, text_input=QUESTION, **asked)
+    tokens = [token for token, _ in json.loads(whole["logprobs_output"])]
+    assert len(tokens) == whole["completion_tokens"]
+    text = whole["text_output"]
+    assert shown("".join(tokens)) == shown(text)
+    begins = list(itertools.accumulate(map(len, tokens), initial=0))
+    for first, size in ((0, 1), (6, 3), (9, 1), (12, 6)):
+        word = text[first : first + size]
+        stopped = ask(deployed, text_input=QUESTION, stop_words=[word], **asked)
+        assert stopped["text_output"] == text[: text.index(word)]
+        wanted = [
+            token for token, begin in zip(tokens, begins, strict=False) if begin < len(stopped["text_output"])
+        ]
+        said = json.loads(stopped["logprobs_output"] or "[]")
+        assert [token for token, _ in said] == wanted
+        assert stopped["completion_tokens"] == len(wanted)
+        streamed = list(
+            events(deployed.address, deployed.model_name, text=QUESTION, stop_words=[word], **asked)
+        )
+        told = 0
+        for event in streamed:
+            told += len(json.loads(event["logprobs_output"] or "[]"))
+            assert event["completion_tokens"] == told
+        assert told == len(wanted)
 
 
 def test_a_conversation_is_read_whole(deployed: Served) -> None:
@@ -289,8 +318,9 @@ def test_an_end_token_ends_the_answer_unless_it_is_ignored(deployed: Served) -> 
             continue
         ended += 1
         assert answer["finish_reason"] == "stop"
-        # Engines differ in whether the end token counts; nobody shows it.
-        counted = answer["completion_tokens"]
+        counted = answer["completion_tokens"]  # without the end token, which nobody is shown
+        said = json.loads(ask(deployed, max_tokens=150, logprobs=True, **body)["logprobs_output"] or "[]")
+        assert len(said) == counted
         assert counted <= 150
         assert "<|" not in answer["text_output"]
         assert ask(deployed, max_tokens=150, ignore_end=True, **body)["completion_tokens"] == 150

@@ -59,7 +59,8 @@ def test_a_verb_works_beside_what_the_shell_exports(venvs: Path) -> None:
 
 @pytest.mark.parametrize("name", ["two words", "it's", "a(b)", "back`tick", "semi;colon", "né, two"])
 def test_a_value_is_one_word_whatever_is_in_it(name: str, venvs: Path, tmp_path: Path) -> None:
-    recipe = tmp_path / f"{name}.yaml"
+    recipe = tmp_path / name / "tiny.yaml"  # a recipe's own name has no quotes; a folder's may
+    recipe.parent.mkdir()
     shutil.copy(ROOT / "recipes" / "llama-tiny.yaml", recipe)
     site = tmp_path / f"site {name}.yaml"
     site.write_text("name: mine\n")

@@ -134,7 +134,7 @@ def test_the_repository_of_trtllm_is_whole_and_has_the_contract() -> None:
     # The client sees one contract: the same bytes but for the target's own parameters.
     contract = [text.split("parameters {")[0] for text in (files["m/config.pbtxt"], own["m/config.pbtxt"])]
     assert contract[0] == contract[1]
-    for name in ("model.py", "parameters.py", "sampling.py", "text_stream.py"):
+    for name in ("model.py", "parameters.py", "sampling.py", "text_stream.py", "pieces.py"):
         assert files[f"m/1/{name}"] == own[f"m/1/{name}"]
     content = yaml.safe_load(files["m/1/model.yaml"])
     serving = schema.Serving(arguments={"kv_cache_config": {"tokens_per_block": 64}}, max_length=1024)

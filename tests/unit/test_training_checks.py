@@ -33,7 +33,10 @@ from pipeline.toolchains import ROOT
         ("align.gamma=1", "align.gamma: is a setting of simpo"),
         ("train.engine=nemo train.answers=all train.micro_batch_size=1", "'all' is for the engine automodel"),
         ("tracking.mlflow=mlruns", "tracking.mlflow: 'mlruns' is not the address of a tracking server"),
-        ("tracking.mlflow=https://me:secret@host", "tracking.mlflow: holds a name or password"),
+        (
+            "tracking.mlflow=https://me:secret@host",
+            "tracking.mlflow: has a user name or password in an address",
+        ),
         (
             "align.engine=aligner align.precision=bf16-weights align.micro_batch_size=1",
             "is for the engine automodel",

@@ -30,7 +30,8 @@ class Piece:
     The first piece has ``prompt_tokens`` alone: the engine has taken the request.  A stream begins with it, because
     Triton notices only after a first response that an HTTP client has gone.
 
-    ``tokens`` are the ids that this piece adds, ``logprobs`` as many, where they were asked for.
+    ``tokens`` are the ids that this piece adds, ``logprobs`` as many, where they were asked for, and ``completion_tokens``
+    counts them from the beginning of the answer.  ``end_token`` is the one that ended it, which is not among them.
     """
 
     text: str = ""
@@ -39,6 +40,7 @@ class Piece:
     finish_reason: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    end_token: int | None = None
     error: str = ""
 
     @property

@@ -17,18 +17,19 @@ from typing import Any
 import numpy
 import openvino
 import openvino_genai as genai
-from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
+from answers import LENGTH, STOP, Piece, Receiver
 from conversations.tokenizer import ChatTokenizer
 from parameters import Parameters, RequestError
+from pieces import Pieces
 from prompts import UNLIMITED, Limits, prepare
 from sampling import Sampling
-from text_stream import TextStream
 
 MAX_SEQUENCES = 64  # sequences advanced together; more wait their turn
 # Tokens of an answer that come closer together than this are handed over together: their text and their way through Triton
 # take longer than a small model's step.  For each request under way it is so much more, so that handing over
-# takes a part of the time and no more.  Not where stop words end an answer, whose tokens are counted.
+# takes a part of the time and no more.  Not where a stop word may end an answer.
 PIECE_S, PIECE_OF_EACH_S = 0.004, 0.0015
+REASONS = {genai.GenerationFinishReason.LENGTH: LENGTH, genai.GenerationFinishReason.STOP: STOP}
 
 
 @dataclass
@@ -37,10 +38,7 @@ class _Running:
 
     handle: Any
     receiver: Receiver
-    text: TextStream
-    prompt_tokens: int
-    logprobs: bool
-    completion_tokens: int = 0
+    pieces: Pieces
     tokens: list[int] = field(default_factory=list)
     token_logprobs: list[float] = field(default_factory=list)
     due: float = 0.0
@@ -146,8 +144,8 @@ class Engine:
             except RuntimeError as error:  # one request's fault, not the pipeline's
                 each.receiver(Piece(error=str(error)))
                 continue
-            text = TextStream(self.tokenizer.decode, list(each.sampling.stop_words))
-            self._running.append(_Running(handle, each.receiver, text, len(each.ids), each.sampling.logprobs))
+            pieces = Pieces(self.tokenizer, each.sampling, len(each.ids))
+            self._running.append(_Running(handle, each.receiver, pieces))
         return True
 
     def _deliver(self, running: _Running) -> bool:
@@ -164,26 +162,10 @@ class Engine:
             return True
         tokens, logprobs = running.tokens, running.token_logprobs
         running.tokens, running.token_logprobs = [], []
-        if tokens and not running.text.stop_words:
+        if tokens and not running.pieces.one_by_one:
             running.due = now + max(PIECE_S, PIECE_OF_EACH_S * len(self._running))
-        running.completion_tokens += len(tokens)
-        piece = Piece(tokens=tokens, prompt_tokens=running.prompt_tokens)
-        piece.completion_tokens = running.completion_tokens
-        if running.logprobs:
-            piece.logprobs = [
-                TokenLogprob(self.tokenizer.decode([token]), logprob)
-                for token, logprob in zip(tokens, logprobs, strict=True)
-            ]
-        piece.text = running.text.add(tokens) if tokens else ""
-        if finished and not running.text.stopped:
-            piece.text += running.text.finish()
-        if running.text.stopped:
-            piece.finish_reason = STOP
-        elif reason == genai.GenerationFinishReason.LENGTH:
-            piece.finish_reason = LENGTH
-        elif reason == genai.GenerationFinishReason.STOP:
-            piece.finish_reason = STOP
-        elif finished:
+        piece = running.pieces.add(tokens, logprobs, reason=REASONS.get(reason, ""))
+        if finished and not piece.last:
             piece.error = "the request does not fit into the key-value cache (export.kv_cache_gb)"
         wanted = running.receiver(piece)
         if piece.last or not wanted:

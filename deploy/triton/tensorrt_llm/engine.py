@@ -12,14 +12,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from answers import CANCELLED, LENGTH, STOP, Piece, Receiver, TokenLogprob, told
+from answers import CANCELLED, LENGTH, STOP, Piece, Receiver, told
 from conversations.tokenizer import ChatTokenizer
 from parameters import Parameters, RequestError
+from pieces import Pieces
 from prompts import Limits, prepare
 from sampling import Sampling
 from tensorrt_llm import LLM, SamplingParams
 from tensorrt_llm.executor import LoRARequest
-from text_stream import TextStream
 
 REASONS = {"stop": STOP, "length": LENGTH, "cancelled": CANCELLED}
 
@@ -87,8 +87,7 @@ class Engine:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _answer(self, ids: list[int], sampling: Sampling, adapter: Any, receiver: Receiver) -> None:
-        text = TextStream(self.tokenizer.decode, list(sampling.stop_words))
-        ends = set(sampling.end_tokens)
+        pieces = Pieces(self.tokenizer, sampling, len(ids))
         taken = 0
         output = None
         try:
@@ -100,22 +99,12 @@ class Engine:
                 tokens = list(answer.token_ids)
                 fresh, logprobs = tokens[taken:], list(answer.logprobs or [])[taken:]
                 taken = len(tokens)
-                piece = Piece(tokens=fresh, prompt_tokens=len(ids), completion_tokens=taken)
-                shown = [token for token in fresh if token not in ends]
-                piece.text = text.add(shown) if shown else ""
-                if sampling.logprobs:
-                    # A token that ended the answer may be gone from the tokens and not from these.
-                    piece.logprobs = [
-                        TokenLogprob(self.tokenizer.decode([token]), chosen(logprob, token))
-                        for token, logprob in zip(fresh, logprobs[: len(fresh)], strict=True)
-                    ]
-                if text.stopped:
-                    piece.finish_reason = STOP
-                elif answer.finish_reason is not None:
-                    piece.text += text.finish()
-                    piece.finish_reason = REASONS.get(answer.finish_reason, "")
-                    if not piece.finish_reason:
-                        piece.error = f"generation ended: {answer.finish_reason}"
+                # A token that ended the answer may be gone from the tokens and not from their probabilities.
+                known = [chosen(logprob, token) for token, logprob in zip(fresh, logprobs, strict=False)]
+                reason = REASONS.get(answer.finish_reason or "", "")
+                piece = pieces.add(fresh, known, reason=reason)
+                if answer.finish_reason is not None and not piece.last:
+                    piece.error = f"generation ended: {answer.finish_reason}"
                 if not receiver(piece) or piece.last:
                     if answer.finish_reason is None:
                         output.abort()

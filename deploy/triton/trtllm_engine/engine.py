@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from answers import LENGTH, STOP, Piece, Receiver, TokenLogprob
+from answers import LENGTH, STOP, Piece, Receiver
 from beside import Answering, array, ask
 from conversations.tokenizer import ChatTokenizer
 from parameters import Parameters, RequestError
+from pieces import Pieces
 from prompts import Limits, prepare
 from sampling import Sampling
-from text_stream import TextStream
 
 NEVER = -1  # an end token that no vocabulary has
 
@@ -50,8 +50,7 @@ class Engine:
         self._answering.close()
 
     def _answer(self, ids: list[int], sampling: Sampling, receiver: Receiver) -> None:
-        text = TextStream(self.tokenizer.decode, list(sampling.stop_words))
-        ends = set() if sampling.ignore_end else set(sampling.end_tokens)
+        pieces = Pieces(self.tokenizer, sampling, len(ids))
         name, counted = str(uuid.uuid4()), 0
         outputs = ["output_ids", "sequence_length", *(["output_log_probs"] if sampling.logprobs else [])]
         try:
@@ -59,30 +58,18 @@ class Engine:
                 length = int(found["sequence_length"].reshape(-1)[0])
                 tokens = [int(token) for token in found["output_ids"].reshape(-1)[:length]]
                 counted += len(tokens)
-                shown = [token for token in tokens if token not in ends]
-                piece = Piece(tokens=tokens, prompt_tokens=len(ids), completion_tokens=counted)
-                piece.text = text.add(shown) if shown else ""
+                logs: list[float] = []
                 if sampling.logprobs and tokens:
                     # The newest are the last, whether those before them come again or not.
-                    logs = found["output_log_probs"].reshape(-1)[-len(tokens) :]
-                    piece.logprobs = [
-                        TokenLogprob(self.tokenizer.decode([token]), float(each))
-                        for token, each in zip(tokens, logs, strict=True)
-                    ]
-                if text.stopped or ends.intersection(tokens):
-                    piece.finish_reason = STOP
-                elif counted >= sampling.max_tokens:
-                    piece.finish_reason = LENGTH
-                if piece.finish_reason and not text.stopped:
-                    piece.text += text.finish()
-                ended = bool(piece.finish_reason) and not text.stopped
-                if not receiver(piece) or ended:
-                    if not ended:
+                    logs = found["output_log_probs"].reshape(-1)[-len(tokens) :].tolist()
+                reason = LENGTH if counted >= sampling.max_tokens else ""
+                piece = pieces.add(tokens, logs, reason=reason)
+                if not receiver(piece) or piece.last:
+                    if not reason and piece.end_token is None:
                         self._stop(name)
                     return
             # The engine keeps the end token to itself: an answer that is over and not too long has met it.
-            last = Piece(text.finish(), finish_reason=STOP, prompt_tokens=len(ids), completion_tokens=counted)
-            receiver(last)
+            receiver(pieces.add([], reason=STOP))
         except Exception as error:  # whatever it is, its client must hear of it
             receiver(Piece(error=f"the model failed: {error}"))
 

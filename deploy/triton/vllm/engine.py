@@ -7,6 +7,7 @@ inputs, and from its answers to pieces.  https://github.com/triton-inference-ser
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from neighbour import ask
 from parameters import Parameters, RequestError
 from prompts import Limits, prepare, rendered
 from sampling import Sampling
+from text_stream import Certain
 
 REASONS = {"stop": STOP, "length": LENGTH}
 ASKED = ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
@@ -82,19 +84,31 @@ class Engine:
         )
 
     def _answer(self, inputs: dict[str, Any], sampling: Sampling, receiver: Receiver) -> None:
-        counted = 0
+        text, told = Certain(list(sampling.stop_words)), 0
+        held: list[TokenLogprob] = []
         try:
             for outputs in ask(self._backend, inputs):
-                counted += int(outputs["num_output_tokens"])
                 reason = str(outputs["finish_reason"])
+                fresh = chosen(json.loads(outputs["logprobs"])) if "logprobs" in outputs else []
+                count = int(outputs["num_output_tokens"])
+                if (
+                    reason == "stop" and count
+                ):  # vLLM counts the token that ends an answer, and shows none of it
+                    count, fresh = count - 1, fresh[:-1]
+                held += fresh
+                for part, tokens in portions(outputs["text_output"], count, fresh):
+                    text.add(part, tokens)
+                shown = text.release(final=reason in REASONS)
+                told += shown.tokens
                 piece = Piece(
-                    text=outputs["text_output"],
+                    text=shown.text,
                     prompt_tokens=int(outputs["num_input_tokens"]),
-                    completion_tokens=counted,
-                    finish_reason=REASONS.get(reason, ""),
+                    completion_tokens=told,
+                    finish_reason=STOP if text.stopped else REASONS.get(reason, ""),
                 )
+                now, held = held[: shown.tokens], held[shown.tokens :]
                 if sampling.logprobs:
-                    piece.logprobs = chosen(json.loads(outputs["logprobs"]))
+                    piece.logprobs = now
                 if reason not in ("None", *REASONS):
                     piece.error = f"generation ended: {reason}"
                 if not receiver(piece) or piece.last:
@@ -104,8 +118,26 @@ class Engine:
             receiver(Piece(error=f"the model failed: {error}"))
 
 
+def portions(text: str, count: int, tokens: list[TokenLogprob]) -> Iterator[tuple[str, int]]:
+    """A part of an answer by the tokens that it came with, as far as they are known: each token's text, and 1.
+
+    What is left when all but the last have theirs is the last one's: a token alone may spell nothing, or half a character.
+    """
+    if len(tokens) != count or count < 2:
+        yield text, count
+        return
+    for each in tokens[:-1]:
+        yield text[: len(each.token)], 1
+        text = text[len(each.token) :]
+    yield text, 1
+
+
 def asked(prompt: str, sampling: Sampling, lora: str | None) -> dict[str, Any]:
-    """The inputs of vLLM's model; nothing of the sampling is left to defaults of its own."""
+    """The inputs of vLLM's model; nothing of the sampling is left to defaults of its own.
+
+    Stop words are kept from it: it would count their tokens.  To know which those are, the tokens' texts are asked for.
+    """
+    by_token = sampling.logprobs or bool(sampling.stop_words)
     values: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,
         "min_tokens": sampling.min_tokens,
@@ -116,18 +148,17 @@ def asked(prompt: str, sampling: Sampling, lora: str | None) -> dict[str, Any]:
         "presence_penalty": sampling.presence_penalty,
         "frequency_penalty": sampling.frequency_penalty,
         "ignore_eos": sampling.ignore_end,
-        "stop": list(sampling.stop_words),
         # vLLM stops at these even where it is to ignore the tokenizer's own.
         "stop_token_ids": [] if sampling.ignore_end else list(sampling.end_tokens),
     }
     if sampling.seed is not None:
         values["seed"] = sampling.seed
-    if sampling.logprobs:
+    if by_token:
         values["logprobs"] = 0
     if lora is not None:
         values["lora_name"] = lora
     flags = dict.fromkeys(ASKED, True) | {"stream": True, "exclude_input_in_output": True}
-    if sampling.logprobs:
+    if by_token:
         flags["return_logprobs"] = True
     return {"text_input": prompt, "sampling_parameters": json.dumps(values, allow_nan=False), **flags}
 

@@ -94,6 +94,8 @@ class Exported:
         def receiver(place: int) -> Any:
             def take(piece: Any) -> bool:
                 answers[place].extend(piece.tokens)
+                if piece.end_token is not None:
+                    answers[place].append(piece.end_token)
                 if piece.error:
                     errors.append(piece.error)
                 if piece.last:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-LOADED = ("engine", "answers", "conversations", "parameters", "prompts", "sampling", "text_stream")
+LOADED = ("engine", "answers", "conversations", "parameters", "pieces", "prompts", "sampling", "text_stream")
 
 
 def served_module(folder: Path, name: str) -> ModuleType:

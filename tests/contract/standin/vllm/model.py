@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 FINAL = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 SAMPLING = {
     "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "ignore_eos", "stop", "stop_token_ids", "seed", "logprobs", "lora_name",
+    "frequency_penalty", "ignore_eos", "stop_token_ids", "seed", "logprobs", "lora_name",
 }  # fmt: skip
 
 
@@ -75,11 +75,7 @@ class TritonPythonModel:
                 reason = "length"
             kept = tokens[:-1] if reason == "stop" else tokens
             text = self.tokenizer.decode(kept, skip_special_tokens=True)
-            places = [place for word in chosen["stop"] if (place := text.find(word)) >= 0]
-            if places:
-                text, reason = text[: min(places)], "stop"
-            # Text that may still change, or be the beginning of a stop word, is held back.
-            held = max([len(word) for word in chosen["stop"]], default=0) + 4 * text.endswith("\ufffd")
+            held = 4 * text.endswith("\ufffd")  # what may still change is held back
             end = len(text) if reason != "None" else max(shown, len(text) - held)
             outputs = {
                 "text_output": numpy.array([text[shown:end].encode()], dtype=object),
