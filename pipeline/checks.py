@@ -52,7 +52,7 @@ def cross_checks(recipe: schema.Recipe) -> Iterator[tuple[str, str]]:
     if len(set(ports)) < 3:
         yield "deploy.http_port", f"the three ports must differ; they are {', '.join(map(str, ports))}"
     yield from _deploy(recipe)
-    if recipe.gate.min_pairs > recipe.evaluate.max_pairs:
+    if (recipe.gate.min_pairs or 0) > recipe.evaluate.max_pairs:
         yield (
             "gate.min_pairs",
             f"{recipe.gate.min_pairs} is more than evaluate.max_pairs = {recipe.evaluate.max_pairs} are looked at, so that the "

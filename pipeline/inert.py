@@ -14,10 +14,9 @@ from typing import Any
 from pipeline import schema
 from pipeline.layers import Origin
 from pipeline.schema import Optimisation, flat
-from pipeline.schema.training import LOSS_SETTINGS
+from pipeline.schema.training import LOSS_SETTINGS, SHAPE
 
 RANKS = {"default": 0, "submission": 0, "configs file": 1, "recipe file": 2, "site file": 2, "SET": 3}
-SHAPE = "vocab_size hidden_size intermediate_size layers heads kv_heads rope_theta tie_embeddings initializer_range"
 WITHOUT_REFERENCE = ("simpo", "orpo")
 Idle = tuple[
     str, str, str
@@ -35,7 +34,7 @@ def idle(recipe: schema.Recipe) -> Iterator[Idle]:
         )
         yield "model.revision", "model.base", "is of a hub model, and model.base names none"
     else:
-        for name in SHAPE.split():
+        for name in SHAPE:
             yield f"model.{name}", "model.base", f"is read off the base model, {model.base}"
         yield "pretrain", "model.base", f"is not done where the model comes from a base, {model.base}"
     for section in ("pretrain", "train", "reward", "align"):

@@ -20,9 +20,9 @@ from typing import Any
 from pipeline import strict_json
 from pipeline.errors import UserError
 from pipeline.gateway.settings import is_loopback
+from pipeline.record.bases import settings_shown
+from pipeline.record.bases import words_of as base_words
 from pipeline.record.history import History, all_artifacts, find_run, history, is_recipe
-from pipeline.runner.base_record import settings_shown
-from pipeline.runner.base_record import words_of as base_words
 from pipeline.runner.identity import SHORT
 from pipeline.runner.store import Artifact
 from pipeline.schema import flat

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.record.bases import settings_shown, words_of
 from pipeline.report.charts import bars, chain_picture, line_chart
-from pipeline.runner.base_record import settings_shown, words_of
 from pipeline.runner.display import duration
 from pipeline.runner.identity import SHORT
 from pipeline.schema import flat

@@ -1,7 +1,6 @@
 """What a base model is, for the record: its name, licence, parameters and shape, as its own folder says.
 
-A recipe's model section has defaults of a small Llama from scratch; beside a base they mean nothing, and whoever read
-a report took them for the model's.  ``SHAPE`` names them.
+How it is told is in :mod:`pipeline.record.bases`.
 """
 
 from __future__ import annotations
@@ -14,12 +13,9 @@ import yaml
 
 from pipeline import schema
 from pipeline.errors import UserError
-from pipeline.inert import SHAPE as NAMES
 from pipeline.positions import bounded
 from pipeline.runner.base import folder, is_hub_id
-from pipeline.wording import counted, parameters
 
-SHAPE = {f"model.{name}" for name in NAMES.split()}
 FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)  # a model card's metadata
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
 SOME = 200_000  # bytes of a card or licence that are looked at
@@ -52,23 +48,6 @@ def describe(model: schema.Model) -> dict[str, Any] | None:
         "kv_heads": shape.kv_heads,
         "context": shape.context,
     }
-
-
-def words_of(base: dict[str, Any]) -> str:
-    """The base in a line."""
-    revision = f" (revision {base['revision'][:12]})" if base["revision"] else ""
-    licence = f"licence {base['licence']}" if base["licence"] else "its folder states no licence"
-    return (
-        f"{base['name']}{revision}, {parameters(base['parameters'])} parameters: {counted(base['layers'], 'layer')} of width "
-        f"{base['hidden_size']:,} (feed-forward {base['intermediate_size']:,}), {counted(base['heads'], 'head')}, "
-        f"{base['kv_heads']:,} for keys and values, vocabulary {base['vocab_size']:,}, made for {base['context'] or 'any number of'} "
-        f"tokens; {licence}"
-    )
-
-
-def settings_shown(settings: dict[str, Any], base: dict[str, Any] | None) -> dict[str, Any]:
-    """Flat settings as a reader should see them: without the shape of a model from scratch where there is a base."""
-    return settings if base is None else {key: value for key, value in settings.items() if key not in SHAPE}
 
 
 def _card(base: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import schema
@@ -39,14 +39,19 @@ class Verdict:
         }
 
 
+ENOUGH = 20  # answers, or pairs of a kind
+
+
 def judge(metrics: dict[str, Any], tolerance: schema.Gate) -> Verdict:
     """Hold the ``gate`` figures of an evaluation against the recipe's tolerances.
 
     Closed, too, where nothing could be measured, where a figure is not a number or rests on fewer than
-    ``gate.min_pairs`` held-out items, and where no pair is held out of a kind that the model was aligned on.
+    ``gate.min_pairs`` held-out items (not said: :data:`ENOUGH`, or half of those that were to be looked at), and where no pair is held out of a kind that the model was aligned on.
     Of what the data do not have (no chats, no pairs of a kind) nothing is asked.
     """
     figures = metrics.get("gate") or {}
+    if tolerance.min_pairs is None:
+        tolerance = replace(tolerance, min_pairs=min(ENOUGH, (figures.get("max_pairs", 2 * ENOUGH) + 1) // 2))
     model, parent = figures.get("model"), figures.get("parent")
     if model is None or parent is None:
         return Verdict(True, ["nothing to compare: one model only"], [], tolerance.override_reason)
@@ -117,7 +122,7 @@ def _held(
         return Check(f"{name}: not measured (no {items} are held out)", None)
     if value is None or not math.isfinite(value):
         return Check(f"{name}: not a number, over {count} {items}", False)
-    if count < tolerance.min_pairs:
+    if count < (tolerance.min_pairs or 1):
         return Check(
             f"{name}: {count} {items} are too few to judge by (gate.min_pairs = {tolerance.min_pairs})", False
         )

@@ -47,8 +47,11 @@ class Gate:
     min_style_accuracy_rise: float = setting(
         0.0, "smallest rise of style preference accuracy over the parent", ge=-1, le=1
     )
-    min_pairs: int = setting(
-        20, "fewest held-out answers, and held-out pairs of each kind, that a verdict may rest on", ge=1
+    min_pairs: int | None = setting(
+        None,
+        "fewest held-out answers, and held-out pairs of each kind, that a verdict may rest on; "
+        "not said: 20, or half of evaluate.max_pairs where that is less",
+        ge=1,
     )
     override_reason: str | None = setting(
         None, "go on although the gate is closed; the reason is recorded in the export's manifest"

@@ -72,6 +72,13 @@ class Model:
     tie_embeddings: bool = setting(True, "share the input and output embedding")
 
 
+# The settings of Model that a base decides.
+SHAPE = (
+    "vocab_size", "hidden_size", "intermediate_size", "layers", "heads", "kv_heads", "rope_theta", "tie_embeddings",
+    "initializer_range",
+)  # fmt: skip
+
+
 @dataclass
 class Lora:
     """Low-rank adapters (Hu et al. 2021)."""

@@ -198,7 +198,10 @@ def test_a_model_that_stops_answering_is_seen_and_nobody_waits_for_it(start: Sta
     with ThreadPoolExecutor(1) as pool:
         gateway.wire.hold()
         began = time.monotonic()
-        time.sleep(1.0)  # it has been silent when the first client comes: nobody else was asking then
+        # It has been silent when the first client comes: nobody else was asking then.
+        while requests.get(f"{gateway.url}/ready", timeout=5).status_code == 200:
+            assert time.monotonic() - began < 20
+            time.sleep(0.1)
         waited = gateway.generate(**LONG)
         assert waited.status_code == 503
         gateway.wire.release()

@@ -73,4 +73,5 @@ def test_the_bases_own_defaults_are_what_a_request_leaves_open() -> None:
     found = chosen(DEFAULTS)
     assert (found.greedy, found.temperature, found.top_p, found.top_k) == (False, 0.7, 0.8, 20)
     assert (found.repetition_penalty, found.end_tokens) == (1.05, (2, 0))
+    assert chosen(repetition_penalty=0.009999999776482582).greedy  # what 0.01 is in 32 bits
     assert chosen(DEFAULTS, temperature=0.0).repetition_penalty == 1.05

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import schema
 from pipeline.plan.training.layout import Layout
-from pipeline.record import trace
+from pipeline.record import bases, trace
 from pipeline.report.html import render
 from pipeline.runner import base_record, gate
 from pipeline.runner.store import Store
@@ -127,7 +127,7 @@ def test_a_base_is_described_by_its_own_folder(tmp_path: Path) -> None:
         8,
     )
     assert found["parameters"] == 3 * 8 + 3 * (2 * 12 * 8 + 2 * 6 * 8 + 3 * 16 * 8 + 2 * 8) + 8
-    words = base_record.words_of(found)
+    words = bases.words_of(found)
     assert words.startswith(
         "Small-Llama, 2,096 parameters: 3 layers of width 8 (feed-forward 16), 2 heads, 1 for keys"
     )
@@ -152,7 +152,7 @@ def test_a_licence_is_the_cards_or_the_texts_first_line(
 ) -> None:
     found = based(tmp_path, **files)
     assert found["licence"] == licence
-    assert licence or base_record.words_of(found).endswith("its folder states no licence")
+    assert licence or bases.words_of(found).endswith("its folder states no licence")
 
 
 def test_report_and_trace_show_the_base_and_not_the_defaults_of_another_model(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_report_and_trace_show_the_base_and_not_the_defaults_of_another_model(tm
     artifact.manifest["base"] = base
     artifact.manifest["parts"]["settings"]["model"] = model
     shown = trace._step(artifact)
-    assert not set(shown["settings"]) & base_record.SHAPE
+    assert not set(shown["settings"]) & bases.IDLE
     assert "starts from: Small-Llama" in trace.words_of({"asked": "mine", "steps": [shown], "gone": []})
     from_scratch = manifest("train", parts={"settings": {"model": model}})
     assert "model.hidden_size" in render([from_scratch], flat(identity_values(schema.Recipe())))

@@ -154,7 +154,8 @@ def _bounded(
         wanted.append(f"at most {at_most:g}")
     if (
         not math.isfinite(value)
-        or (at_least is not None and value < at_least)
+        # Numbers come in 32 bits: 0.01 as 0.0099999998.
+        or (at_least is not None and value < at_least - 1e-6 * abs(at_least))
         or (above is not None and value <= above)
         or (at_most is not None and value > at_most)
     ):

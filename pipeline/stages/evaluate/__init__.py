@@ -64,7 +64,7 @@ def run(step: Step) -> None:
         "models": models,
         "changes": changes,
         "baselines": figures.baselines(held_out, unigram, bigram),
-        "gate": figures.gate_figures(names, models, changes, _aligned_on(step)),
+        "gate": figures.gate_figures(names, models, changes, _aligned_on(step), settings.max_pairs),
         "scored": {
             **held_out.read,
             "answers": len(held_out.answers),

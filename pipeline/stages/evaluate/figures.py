@@ -95,11 +95,16 @@ def baselines(held_out: HeldOut, unigram: Any, bigram: Any) -> Figure:
 
 
 def gate_figures(
-    names: list[str], models: dict[str, Figure], changes: dict[str, Figure], aligned_on: list[str]
+    names: list[str],
+    models: dict[str, Figure],
+    changes: dict[str, Figure],
+    aligned_on: list[str],
+    max_pairs: int,
 ) -> Figure:
     """What the gate needs: the last model against the one before it, on every kind of pairs.
 
-    ``aligned_on`` are the kinds of pairs that alignment was given, whether or not any of them is held out.
+    ``aligned_on`` are the kinds of pairs that alignment was given, whether or not any of them is held out;
+    ``max_pairs`` is how many pairs of a kind, and answers, were to be looked at.
     """
     model = names[-1]
     parent = names[-2] if len(names) > 1 else None
@@ -122,6 +127,7 @@ def gate_figures(
             for kind, entry in changed["preference"].items()
         },
         "aligned_on": aligned_on if model == "align" else [],
+        "max_pairs": max_pairs,
     }
 
 

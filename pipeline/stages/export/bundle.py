@@ -34,6 +34,11 @@ def write(step: Step) -> tuple[Any, Any, dict[str, Any]]:
             f"the tokenizer has {len(tokenizer)} tokens, the model of {source} only {model.config.vocab_size}"
         )
     defaults = generation_defaults(model.generation_config.to_diff_dict(), model.config.to_dict(), tokenizer)
+    if unheard := not_applied(defaults):
+        step.warning(
+            f"the model's generation_config.json asks for {', '.join(unheard)}, which no server of this project applies: "
+            "answers come without, here and in the comparison with the trained model"
+        )
     # One file: what comes after (OpenVINO, other targets) need not know about shards.
     model.save_pretrained(folder, max_shard_size="10000GB")
     tokenizer.save_pretrained(folder)
@@ -56,6 +61,34 @@ def reference(folder: Path, generation: dict[str, Any]) -> Reference:
     import torch
 
     return Reference(load(folder, torch.float32), generation["eos_token_id"], generation["pad_token_id"])
+
+
+# What a server does with generation_config.json (deploy/triton/contract/sampling.py), or what says nothing of the choice of tokens.
+APPLIED = ("do_sample", "repetition_penalty", "eos_token_id", "pad_token_id")
+APPLIED_TO_SAMPLES = ("temperature", "top_p", "top_k")
+SILENT = (
+    "bos_token_id",
+    "decoder_start_token_id",
+    "max_length",
+    "max_new_tokens",
+    "use_cache",
+    "cache_implementation",
+)
+ONLY_SAMPLES = (*APPLIED_TO_SAMPLES, "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")
+
+
+def not_applied(defaults: dict[str, Any]) -> list[str]:
+    """Settings of a generation_config.json that would change answers and that the servers leave out, as ``name = value``."""
+    from transformers import GenerationConfig
+
+    idle = () if defaults["do_sample"] else ONLY_SAMPLES
+    heard = {*APPLIED, *APPLIED_TO_SAMPLES, *SILENT, *idle}
+    usual = GenerationConfig().to_dict()
+    return [
+        f"{name} = {value!r:.60}"
+        for name, value in sorted(defaults.items())
+        if name not in heard and value not in (None, False, [], {}) and value != usual.get(name)
+    ]
 
 
 def generation_defaults(given: dict[str, Any], config: dict[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -114,6 +114,7 @@ def check(
         )
     return {
         "weights": settings.weights,
+        "prompts_wanted": settings.parity_prompts,
         "tokens_per_prompt": settings.parity_tokens,
         "tie_logits": TIE,
         **plain(tokens),

@@ -198,7 +198,7 @@ def test_the_gates_figures_are_of_every_kind_of_pairs_with_their_number() -> Non
     before, after = scores(0.0, 24), scores(1.0, 24)
     models = {"train": model_figures(before, 100), "align": model_figures(after, 100)}
     changes = {"align": change(before, after, 100)}
-    found = gate_figures(["train", "align"], models, changes, ["given"])
+    found = gate_figures(["train", "align"], models, changes, ["given"], 200)
     assert found["kinds"] == {"given": {"pairs": 24, "change": 1.0, "change_ci": [1.0, 1.0]}}
     assert found["aligned_on"] == ["given"]
     assert found["answers"] == 24

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from pipeline.report.card import model_card
 from pipeline.stages.export import agreement, held_out, parity
-from pipeline.stages.export.bundle import generation_defaults
+from pipeline.stages.export.bundle import generation_defaults, not_applied
 from pipeline.stages.step import InputError, Step
 from tests.miniature import IDENTITY, PROMPTS, run_stage
 
@@ -241,6 +241,31 @@ def test_end_tokens_come_from_model_and_tokenizer() -> None:
     Tokenizer.eos_token_id = None
     with pytest.raises(InputError, match="ends an answer"):
         generation_defaults({}, {}, Tokenizer())
+
+
+def test_what_no_server_applies_of_the_generation_defaults_is_told() -> None:
+    asked = {"eos_token_id": [2], "pad_token_id": 0, "bos_token_id": 1, "max_length": 4096, "use_cache": True}
+    sampled = {
+        **asked,
+        "do_sample": True,
+        "temperature": 0.7,
+        "top_p": 0.8,
+        "top_k": 20,
+        "repetition_penalty": 1.05,
+    }
+    assert not_applied(sampled) == []
+    assert not_applied({**sampled, "num_beams": 1, "no_repeat_ngram_size": 0, "bad_words_ids": None}) == []
+    more = {"min_p": 0.05, "no_repeat_ngram_size": 3, "suppress_tokens": [1, 2]}
+    assert not_applied({**sampled, **more}) == [
+        "min_p = 0.05",
+        "no_repeat_ngram_size = 3",
+        "suppress_tokens = [1, 2]",
+    ]
+    # Greedy answers are the same with and without what bears on samples alone.
+    assert not_applied({**asked, "do_sample": False, **more}) == [
+        "no_repeat_ngram_size = 3",
+        "suppress_tokens = [1, 2]",
+    ]
 
 
 def test_the_model_card_has_metadata_and_nothing_that_varies(exported: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_model_is_no_distance_from_itself(
     step.work.mkdir(parents=True, exist_ok=True)
     itself = Reference(model, [3, 0], 1)
     found = parity.check(step, itself, tokenizer, Reference(model, [3, 0], 1))
-    assert (found["prompts"], found["equal"], found["faults"]) == (20, 20, [])
+    assert (found["prompts"], found["prompts_wanted"], found["equal"], found["faults"]) == (20, 20, 20, [])
     assert found["logits"]["kl"] < 1e-9
     assert found["perplexity"]["after"] == pytest.approx(found["perplexity"]["before"])
     # One that always goes on otherwise is found out, with the place where it left.
