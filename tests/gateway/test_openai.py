@@ -292,7 +292,7 @@ def test_other_paths_methods_and_types(gateway: Gateway) -> None:
     address = f"{gateway.url}/v1/chat/completions"
     body = json.dumps({"model": gateway.model, "messages": ASKED})
     plain = requests.post(address, body, headers={**headers, "Content-Type": "text/plain"}, timeout=20)
-    assert plain.status_code == 415
+    assert plain.status_code in (400, 415)  # the API by itself, and where the whole gateway stands before it
     assert "application/json" in plain.json()["error"]["message"]
     wrong = requests.get(address, headers=headers, timeout=20)
     assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
