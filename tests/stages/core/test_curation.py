@@ -186,13 +186,15 @@ def test_a_blend_gives_exactly_the_tokens_that_it_says(
     ]
     settings = {**corpus, "sources": sources, "language": schema.Language(), "keep_dropped": False}
     made = run_stage("curate", tmp_path / "w", curate=settings) / "output"
-    check_blend(made, (3, 1, 2))
+    # How much there is depends on the installed packages' docstrings: ask for more than one source has.
+    there = [share["tokens"] / share["epochs"] for share in check_blend(made, (3, 1, 2))]
+    budget = 6 * int(1.5 * min(tokens / weight for tokens, weight in zip(there, (3, 1, 2), strict=True)))
     made = (
-        run_stage("curate", tmp_path / "more", curate={**settings, "tokens": 40_000, "max_epochs": 8.0})
+        run_stage("curate", tmp_path / "more", curate={**settings, "tokens": budget, "max_epochs": 8.0})
         / "output"
     )
     shares = check_blend(made, (3, 1, 2))
-    assert sum(share["wanted_tokens"] for share in shares) == 40_000
+    assert sum(share["wanted_tokens"] for share in shares) == budget
     assert max(share["epochs"] for share in shares) > 1
     ids = [row["id"] for row in documents(made, "train")]
     assert len(ids) == len(set(ids))  # a copy has an id of its own
