@@ -24,6 +24,7 @@ from pipeline.stages.curate.split import SPLITS
 from pipeline.stages.curate.synthetic import Generated
 from pipeline.stages.curate.user_data import UserData
 from pipeline.stages.step import Step, write_json, write_jsonl
+from pipeline.wording import counted
 
 READING = "reading"  # the stage that pages without main text are dropped by
 BLEND, BEYOND = "blend", "beyond the weight of its source"
@@ -258,14 +259,19 @@ class Account:
 
     def _about_sources(self) -> Iterator[str]:
         for index, files in self.not_read.items():
-            counts = ", ".join(f"{count:,} {ending}" for ending, count in files.items())
+            total = sum(files.values())
+            counts = "; ".join(f"{ending}: {count:,}" for ending, count in files.items())
             yield (
-                f"curate.sources.{index}: {sum(files.values()):,} files or folders there are not read by a source "
-                f"of kind {self.curate.sources[int(index)].kind}: {counts}"
+                f"curate.sources.{index}: {counted(total, 'file or folder', 'files or folders')} there "
+                f"{'is' if total == 1 else 'are'} not read by a source of kind {self.curate.sources[int(index)].kind} "
+                f"({counts})"
             )
         for index, links in self.links.items():
             shown = ", ".join(_shown(link) for link in links[:3]) + (" ..." if len(links) > 3 else "")
-            yield f"curate.sources.{index}: {len(links):,} links lead out of the folder and are followed: {shown}"
+            yield (
+                f"curate.sources.{index}: {counted(len(links), 'link leads', 'links lead')} out of the folder and "
+                f"{'is' if len(links) == 1 else 'are'} followed: {shown}"
+            )
         for name, made in self.blend.items():
             for origin, share in made.shares.items():
                 if share.available and share.tokens < THIN * share.available:
