@@ -23,7 +23,6 @@ from pipeline import terminal
 from pipeline.gateway import app, connections, control, exposition, kserve_grpc
 from pipeline.gateway.addresses import bound
 from pipeline.gateway.health import Health
-from pipeline.gateway.keeping import Keeping
 from pipeline.gateway.keys import Keys
 from pipeline.gateway.metrics import Metrics
 from pipeline.gateway.service import Service
@@ -111,6 +110,8 @@ async def serve(settings: Settings) -> int:
     shares = Shares(settings.grpc_port, share, most - most // connections.SPARE)
     aside = [asyncio.create_task(shares.watch())]
     if settings.keeper:
+        from pipeline.gateway.keeping import Keeping  # rests on the deployment's record, which no image has
+
         aside.append(asyncio.create_task(Keeping(*settings.keeper).watch()))
     tasks = [
         asyncio.create_task(server.serve(sockets=at)) for server, at in zip(servers, sockets, strict=False)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,3 +94,21 @@ def test_what_is_copied_and_what_the_repository_has_is_there() -> None:
     ]
     assert wanted
     assert [path for path in wanted if not sent(path)] == []
+
+
+def test_environments_are_installed_by_the_files_that_are_copied_before(tmp_path: Path) -> None:
+    """`make env` in the image comes before the code is copied: it must rest on nothing else."""
+    found = instructions(DEPLOY / "Dockerfile")
+    before = found[: next(place for place, (_, value) in enumerate(found) if "make env" in value)]
+    for *sources, target in (value.split() for name, value in before if name == "COPY"):
+        for source in sources:
+            place = tmp_path / target / ("" if (ROOT / source).is_dir() else Path(source).name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, place)
+    wanted = next(value for _, value in found if "make env" in value).partition("make ")[2]
+    done = subprocess.run(
+        ["make", "--dry-run", *wanted.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "pipeline.toolchains create core" in done.stdout, done.stderr
+    program = [sys.executable, "-I", "-c", "import sys; sys.path.insert(0, '.'); import pipeline.toolchains"]
+    subprocess.run(program, cwd=tmp_path, check=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline.serving import cluster
-from tests.deploy.conftest import SETS, laid, values
+from tests.deploy.conftest import DIGEST, SETS, laid, values
 from tests.launch.cluster import Cluster
 
 ROOT = cluster.ROOT
@@ -71,7 +71,9 @@ def test_each_engine_is_started_as_it_starts_its_processes(tmp_path: Path) -> No
     two = script(tmp_path, SETS["two-nodes"]).read_text()
     assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n#SBATCH --gpus-per-node=8\n" in two
     assert "bash /etc/lifecycle/triton.sh rank &" in two
-    assert "--container-image='nvcr.io#nvidia/tritonserver:26.07-trtllm-python-py3'" in two
+    assert f"--container-image='nvcr.io#nvidia/tritonserver@{DIGEST}'" in two
+    tagged = script(tmp_path, SETS["tags"]).read_text()
+    assert "--container-image='nvcr.io#nvidia/tritonserver:26.07-trtllm-python-py3'" in tagged
     vllm = script(tmp_path, SETS["vllm"]).read_text()
     assert "#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=4\n" in vllm
     assert "bash /etc/lifecycle/triton.sh alone &" in vllm

@@ -189,7 +189,8 @@ def copied(folder: Path) -> list[str]:
     """Put into a folder what the gateway's image has of the repository; returns the paths."""
     lines = (cluster.DEPLOY / "gateway" / "Dockerfile").read_text().splitlines()
     assert "USER 1000:1000" in lines
-    copies = [line.split()[1:] for line in lines if line.startswith("COPY")]
+    words = [line.split()[1:] for line in lines if line.startswith("COPY")]
+    copies = [(source, each[-1]) for each in words for source in each[:-1]]
     for source, target in copies:
         place = folder / target / ("" if (ROOT / source).is_dir() else Path(source).name)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import yaml
 
 from pipeline.errors import UserError
 from pipeline.launch import trainjob
@@ -29,7 +30,8 @@ def test_the_manifest_is_one_that_kubeflow_knows_and_a_wrong_field_is_not(queued
     assert "--only" not in trainer["command"], "the chain is one command"
     assert trainer["resourcesPerNode"]["limits"] == {"memory": "64Gi", "nvidia.com/gpu": "8"}
     (override,) = manifest["spec"]["podTemplateOverrides"]
-    assert override["metadata"]["annotations"]["nemo-lifecycle.io/recipe"].startswith("description:")
+    annotations = override["metadata"]["annotations"]
+    assert yaml.safe_load(annotations["nemo-lifecycle.io/recipe"])["stages"] == ["curate", "train", "export"]
     assert override["spec"]["nodeSelector"] == {"nvidia.com/gpu.product": "H200"}
 
     for spoil, said in (
