@@ -363,9 +363,9 @@ def test_bad_data_is_told_plainly_with_status_2(tmp_path: Path) -> None:
     empty.write_text("")
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "one good line of text, long enough to stay"}\n{broken\n')
-    no_weights = tmp_path / "base"
-    no_weights.mkdir()
-    (no_weights / "config.json").write_text("{}")
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
     for settings, words in (
         (f"'curate.sources=[{{kind: jsonl, path: {empty}}}]'", "empty.jsonl: the file is empty"),
         (f"'curate.sources=[{{kind: jsonl, path: {broken}}}]'", "broken.jsonl:2: not JSON"),
