@@ -156,7 +156,9 @@ def text_of(path: Path) -> bytes:
 
 def _parsed(text: bytes, what: str) -> dict[str, Any]:
     try:
-        found = json.loads(text.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number)
+        found = json.loads(
+            text.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number, parse_float=_finite
+        )
     except UnicodeDecodeError:
         raise Broken(f"{what}: is not UTF-8 text") from None
     except RecursionError:
@@ -181,6 +183,13 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")  # and could not be written again beside what is trained
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is beyond every number")
+    return number
 
 
 def leading_out(folder: Path) -> Iterator[tuple[Path, Path]]:

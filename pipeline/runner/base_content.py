@@ -7,6 +7,7 @@ the same mistake is a traceback in the middle of a run, or weights that were dra
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,23 @@ from typing import Any
 from pipeline import base_files
 from pipeline.base_files import Broken, Tensor
 
-ARCHITECTURES = ("LlamaForCausalLM",)
+ARCHITECTURES = {"LlamaForCausalLM": "llama"}  # and the model_type that transformers builds it for
 FLOATS = ("F64", "F32", "F16", "BF16")
 PRECISIONS = ("float32", "float16", "bfloat16", "float64")
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 HIGHEST_ID = 1 << 31
+# Weights that say nothing which the rest does not: tables of the rotary embedding in older files, and a tied output layer.
+LEFT_ASIDE = re.compile(r"\.rotary_emb\.inv_freq$|^lm_head\.weight$")
+# What each kind of rotary embedding must be given (transformers/modeling_rope_utils.py).
+ROPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 def config(folder: Path) -> dict[str, Any]:
@@ -49,8 +61,13 @@ def config(folder: Path) -> dict[str, Any]:
         _kind(name, said, key, bool, "true or false")
     for key in ("hidden_act", "model_type"):
         _kind(name, said, key, str, "a word")
+    wanted = [ARCHITECTURES[kind] for kind in kinds if kind in ARCHITECTURES]
+    if said.get("model_type", wanted[0]) not in wanted:
+        raise Broken(
+            f"{name}: model_type = {_shown(said['model_type'])} is not that of a {', '.join(kinds)}, {wanted[0]!r}"
+        )
     for key, least, most in (
-        ("rms_norm_eps", 0.0, 1.0), ("rope_theta", 0.0, 1e12), ("attention_dropout", 0.0, 1.0), ("initializer_range", 0.0, 1e3),
+        ("rms_norm_eps", 1e-30, 1.0), ("rope_theta", 1.0, 1e12), ("attention_dropout", 0.0, 1.0), ("initializer_range", 0.0, 1e3),
     ):  # fmt: skip
         _number(name, said, key, least, most)
     for key in ("dtype", "torch_dtype"):
@@ -128,8 +145,8 @@ def generation(folder: Path, rows: int) -> None:
         said = base_files.json_object(folder / file)
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = said.get(key)
-            for token in value if isinstance(value, list) else [value]:
-                # -1 stands for none in older files; transformers leaves it aside, and so do we.
+            for token in value if isinstance(value, list) and key == "eos_token_id" else [value]:
+                # -1 stands for none in older files (generation_defaults in stages/export/bundle.py).
                 if token is not None and not (type(token) is int and -1 <= token < rows):
                     raise Broken(f"{file}: {key} = {_shown(value)} is no token of a model with {rows}")
     if not (folder / name).exists():
@@ -154,7 +171,8 @@ def weights(folder: Path, said: dict[str, Any]) -> None:
         for tensor, shard in base_files.weight_map(folder).items():
             if tensor not in found:
                 raise Broken(f"{base_files.INDEX}: puts {tensor} into {shard}, which does not hold it")
-    for name, shape in expected(said):
+    wanted = dict(expected(said))
+    for name, shape in wanted.items():
         if name not in found:
             raise Broken(
                 f"{files[0].name}: has no {name} of shape {list(shape)}, which {base_files.CONFIG} speaks of"
@@ -167,6 +185,12 @@ def weights(folder: Path, said: dict[str, Any]) -> None:
             raise Broken(
                 f"{files[0].name}: {name} is held in {found[name].dtype}; training needs {', '.join(FLOATS)}"
             )
+    beyond = [name for name in found if name not in wanted and not LEFT_ASIDE.search(name)]
+    if beyond:
+        raise Broken(
+            f"{files[0].name}: holds {', '.join(sorted(beyond)[:3])}{' and more' if len(beyond) > 3 else ''}, which "
+            f"{base_files.CONFIG} does not speak of: they would be left out of the model"
+        )
 
 
 def expected(said: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -203,9 +227,20 @@ def _rope(name: str, said: dict[str, Any]) -> None:
             continue
         if not isinstance(value, dict):
             raise Broken(f"{name}: {key} = {_shown(value)} is no set of parameters")
-        _kind(f"{name}: {key}", value, "rope_type", str, "a word")
-        _number(f"{name}: {key}", value, "rope_theta", 0.0, 1e12)
-        _number(f"{name}: {key}", value, "factor", 0.0, 1e6)
+        where = f"{name}: {key}"
+        for part in ("rope_type", "type"):  # its older name
+            _kind(where, value, part, str, "a word")
+        for part, least, most in (
+            ("rope_theta", 1.0, 1e12), ("factor", 1.0, 1e6), ("low_freq_factor", 1e-6, 1e6), ("high_freq_factor", 1e-6, 1e6),
+        ):  # fmt: skip
+            _number(where, value, part, least, most)
+        _number(where, value, "original_max_position_embeddings", 1, HIGHEST_ID, whole=True)
+        kind = value.get("rope_type", value.get("type", "default"))
+        if kind not in ROPES:
+            raise Broken(f"{where}: rope_type = {_shown(kind)} is not one of {', '.join(ROPES)}")
+        missing = [part for part in ROPES[kind] if value.get(part) is None]
+        if missing:
+            raise Broken(f"{where}: rope_type {kind} needs {' and '.join(missing)}")
 
 
 def _vocabulary(name: str, found: Any) -> list[int]:

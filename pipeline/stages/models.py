@@ -24,6 +24,7 @@ from typing import Any
 
 from pipeline import adapters, base_files
 from pipeline.attributes import asking_template
+from pipeline.stages import trial
 from pipeline.stages.step import InputError, Step
 
 # How transformers is asked for a model: what lies in its folder, as safetensors, without code of the model's own.
@@ -75,9 +76,11 @@ def model_folder(step: Step, name: str) -> Path:
     if name == "base":
         assert step.base_model is not None
         try:
-            return base_files.view(step.base_model, step.work / "base")
+            view = base_files.view(step.base_model, step.work / "base")
         except base_files.Broken as error:
             raise InputError(f"model.base: {step.base_model}: {error}") from None
+        trial.check(step.base_model)
+        return view
     artifact = step.inputs[name]
     record = json.loads((artifact / "model.json").read_text(encoding="utf-8"))
     if record["kind"] == "full":
@@ -90,6 +93,18 @@ def model_folder(step: Step, name: str) -> Path:
         part.rename(merged)
         step.seal(merged)
     return merged
+
+
+def served_generation(own: Any) -> Any:
+    """Of a model's own defaults of generation what every server applies to greedy answers, as settings of transformers'.
+
+    The rest stays out of what is computed here, as it stays out of what is served; and transformers neither warns of it
+    nor refuses it.
+    """
+    from transformers import GenerationConfig
+
+    penalty = getattr(own, "repetition_penalty", None)
+    return GenerationConfig(repetition_penalty=1.0 if penalty is None else penalty)
 
 
 def read_weights(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.stages.models import FROM_FILES
+from pipeline.stages.models import FROM_FILES, served_generation
 
 
 def load_model(folder: Path) -> Any:
@@ -22,6 +22,7 @@ def load_model(folder: Path) -> Any:
     found = AutoModelForCausalLM.from_pretrained(
         folder, dtype=kind, attn_implementation="sdpa", **FROM_FILES, **_place()
     )
+    found.generation_config = served_generation(found.generation_config)
     return found.eval()
 
 

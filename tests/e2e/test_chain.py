@@ -369,7 +369,7 @@ def test_bad_data_is_told_plainly_with_status_2(tmp_path: Path) -> None:
     for settings, words in (
         (f"'curate.sources=[{{kind: jsonl, path: {empty}}}]'", "empty.jsonl: the file is empty"),
         (f"'curate.sources=[{{kind: jsonl, path: {broken}}}]'", "broken.jsonl:2: not JSON"),
-        (f"model.base={no_weights}", "has no weights"),
+        (f"model.base={base}", "there is no tokenizer.json"),
     ):
         output = lifecycle("curate", settings=settings, code=2)
         assert words in output

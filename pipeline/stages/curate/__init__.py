@@ -30,6 +30,7 @@ from nemo_curator.tasks import FileGroupTask
 
 from pipeline.documents import is_remote, passed_over
 from pipeline.schema import Curate, Model
+from pipeline.stages import trial
 from pipeline.stages.curate import blend, passes, reading, tokens
 from pipeline.stages.curate.account import BEYOND, BEYOND_FILE, BLEND, Account
 from pipeline.stages.curate.card import sample_places
@@ -108,6 +109,9 @@ class Curation:
     def read(self) -> reading.Reading:
         """Read all sources into raw shards."""
         passes.require(self.curate)
+        if self.step.base_model:
+            with worker_pool(1) as alone:  # what transformers takes of memory would stay with this process
+                alone.submit(trial.check, self.step.base_model).result()
         self.step.phase("read sources")
         plan = reading.groups(self.curate)
         path = self.step.state / "groups.json"

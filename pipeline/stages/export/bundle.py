@@ -39,11 +39,12 @@ def write(step: Step) -> tuple[Any, Any, dict[str, Any]]:
             f"the model's generation_config.json asks for {', '.join(unheard)}, which no server of this project applies: "
             "answers come without, here and in the comparison with the trained model"
         )
+    # transformers saves no settings that it takes for a mistake (a temperature without do_sample), and published models have them.
+    model.generation_config = models.served_generation(model.generation_config)
     # One file: what comes after (OpenVINO, other targets) need not know about shards.
     model.save_pretrained(folder, max_shard_size="10000GB")
     tokenizer.save_pretrained(folder)
     write_json(folder / "generation_config.json", defaults)
-    model.generation_config = type(model.generation_config)(**defaults)
     return model, tokenizer, defaults
 
 
@@ -101,11 +102,12 @@ def generation_defaults(given: dict[str, Any], config: dict[str, Any], tokenizer
     ends: list[int] = []
     for named in (given.get("eos_token_id"), config.get("eos_token_id"), tokenizer.eos_token_id):
         for token in named if isinstance(named, list) else [named]:
-            if token is not None and token not in ends:
+            if token is not None and token >= 0 and token not in ends:  # -1 stands for none in older files
                 ends.append(token)
     if not ends:
         raise InputError("neither the model nor its tokenizer names a token that ends an answer (eos_token)")
-    pad = given.get("pad_token_id", tokenizer.pad_token_id)
+    pad = given.get("pad_token_id")
+    pad = tokenizer.pad_token_id if pad is None or pad < 0 else pad
     kept = {k: v for k, v in given.items() if not k.startswith("_") and k != "transformers_version"}
     if kept.get("do_sample"):
         # Where a model samples, transformers takes 50 tokens unless told otherwise; nobody else does.
