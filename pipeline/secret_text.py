@@ -16,25 +16,43 @@ USER = re.compile(r"(?<=//)(?:[^\s/?#@'\"]*|[^\s/?#@:'\"]*:(?!\d+(?:[/?#]|$))[^\
 CONTAINER = re.compile(r"(?:abfss?|wasbs?)://[^\s/?#@:]+@", re.IGNORECASE)
 NAMES = (
     r"(?:[\w.-]*[_.-])?(?:token|pass(?:word|wd|phrase)?|pwd|secret|signature|api[_-]?key|secret[_-]?key|shared[_-]?access[_-]?key|"
-    r"access[_-]?key(?:[_-]?id)?|account[_-]?key|private[_-]?key|credentials?)|apikey|accesstoken|authtoken|sig|key|auth|"
+    r"access[_-]?key(?:[_-]?id)?|account[_-]?key|private[_-]?key|credentials?|jwt|pat)|apikey|accesstoken|authtoken|sig|key|auth|"
     r"AWSAccessKeyId"
 )
 VALUE = r"(?P<value>[^\s&;#'\"$][^\s&;#'\"]*)"
 PARAMETER = re.compile(
     rf"(?P<before>[?&;#](?:{NAMES})=){VALUE}", re.IGNORECASE
 )  # of an address, or a connection string
-VARIABLE = re.compile(  # of a shell line; a value that begins with $ is taken from elsewhere
-    r"(?P<before>\b(?:[A-Z][A-Z0-9]*_)*(?:TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY(?:_ID)?|SECRET_KEY)=['\"]?)"
-    r"(?P<value>[^\s'\"$][^\s'\"]*)"
+VARIABLE = re.compile(  # of a shell line; a value that begins with $ is taken from elsewhere, and one with / lies in a file
+    r"(?P<before>\b(?:[A-Z][A-Z0-9]*_)*(?:TOKEN|PASS|[A-Z]*PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY(?:_ID)?|SECRET_KEY|KEY)=['\"]?)"
+    r"(?P<value>[^\s'\"$/~][^\s'\"]*)"
 )
+OPTION = re.compile(  # of a command
+    r"(?P<before>(?<![\w-])--(?:[\w-]+-)?(?:token|pass(?:word|wd|phrase)?|secret|api-?key|access-key)(?:=|\s+)['\"]?)"
+    r"(?P<value>[^\s'\"$/~-][^\s'\"]*)",
+    re.IGNORECASE,
+)
+LOGIN = re.compile(
+    r"(?P<before>\bcurl\b[^|;&\n]*?\s(?:-u|--user)(?:=|\s+)['\"]?[^\s:'\"$]+:)(?P<value>[^\s'\"$:][^\s'\"]*)"
+)
+HEADER = re.compile(
+    r"(?P<before>\bauthorization['\"]?\s*[:=]\s*['\"]?(?:(?:bearer|basic|token)\s+)?)(?P<value>[^\s'\"$][^\s'\"]*)|"
+    r"(?P<before_bearer>\bbearer\s+)(?P<value_bearer>[\w.~+/-]{16,}=*)",
+    re.IGNORECASE,
+)
+WITHOUT_SCHEME = re.compile(
+    r"(?<![\w/@.-])(?P<before>[^\s:/@='\"]+:)(?P<value>[^\s:/@'\"]+)(?=@[\w.-]+:\d{2,5}\b)"
+)
+GIVEN = (PARAMETER, VARIABLE, OPTION, LOGIN, HEADER, WITHOUT_SCHEME)
 ISSUED = re.compile(  # keys that say by their beginning whose they are
-    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-(?:proj-|ant-)?[A-Za-z0-9_]{20,}|nvapi-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|"
-    r"github_pat_\w{30,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35})\b"
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-(?=[\w-]*\d)[\w-]{20,}|sk_(?:live|test)_\w{16,}|nvapi-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|"
+    r"github_pat_\w{30,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|"
+    r"eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY"
 )
-KEYS = {
-    "password", "passwd", "token", "apikey", "accesstoken", "authtoken", "hftoken", "accesskey", "secretkey",
-    "secretaccesskey", "awssecretaccesskey", "clientsecret", "privatekey",
-}  # fmt: skip
+KEYS = (  # how a setting's name ends that is a secret's; hyphens and underscores apart
+    "password", "passwd", "passphrase", "apikey", "accesstoken", "authtoken", "apitoken", "bearertoken", "hftoken", "accesskey",
+    "secretkey", "clientsecret", "privatekey", "credentials", "authorization",
+)  # fmt: skip
 REFERENCE = re.compile(r"(\\*)\$\{(\s*[.]*[A-Za-z_][\w.\[\]-]*\s*\})?")
 HIDDEN = "***"
 REMEDY = (
@@ -49,7 +67,7 @@ def fault(text: str) -> str | None:
         return "has a user name or password in an address"
     if ("://" in text or ";" in text) and PARAMETER.search(text):
         return "has a key or token in an address"
-    if VARIABLE.search(text):
+    if any(pattern.search(text) for pattern in GIVEN[1:]):
         return "gives a key or password its value"
     if ISSUED.search(text):
         return "holds what looks like an access key"
@@ -59,8 +77,8 @@ def fault(text: str) -> str | None:
 def redacted(text: str) -> str:
     """A text with what :func:`fault` would refuse taken out of it."""
     text = USER.sub(lambda found: found[0] if _container(text, found) else f"{HIDDEN}@", text)
-    for pattern in (PARAMETER, VARIABLE):
-        text = pattern.sub(rf"\g<before>{HIDDEN}", text)
+    for pattern in GIVEN:
+        text = pattern.sub(lambda found: f"{found['before'] or found['before_bearer']}{HIDDEN}", text)
     return ISSUED.sub(HIDDEN, text)
 
 
@@ -75,7 +93,7 @@ def faults(value: Any, path: str = "", resolved: bool = False) -> Iterator[tuple
             wrong = _text_fault(str(key), resolved)
             if wrong:
                 yield path, f"a key of this section {wrong}"
-            elif re.sub(r"[_-]", "", str(key)).lower() in KEYS and isinstance(inner, str) and inner:
+            elif _names_secret(str(key)) and isinstance(inner, str) and inner:
                 yield place, f"is a secret's name, and its value would be written down; {REMEDY}"
             else:
                 yield from faults(inner, place, resolved)
@@ -103,6 +121,11 @@ def _text_fault(text: str, resolved: bool) -> str | None:
     if any("\ud800" <= sign <= "\udfff" for sign in text):
         return "is not text: it cannot be written as UTF-8"
     return None
+
+
+def _names_secret(key: str) -> bool:
+    name = re.sub(r"[_-]", "", key).lower()
+    return name == "token" or name.endswith(KEYS)
 
 
 def _container(text: str, found: re.Match[str]) -> bool:

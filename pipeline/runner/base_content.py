@@ -153,7 +153,7 @@ def generation(folder: Path, rows: int) -> None:
         return
     said = base_files.json_object(folder / name)
     for key, least, most in (
-        ("temperature", 0.0, 1e6), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0), ("top_k", 0, HIGHEST_ID), ("repetition_penalty", 0.0, 1e6),
+        ("temperature", 0.0, 1e6), ("top_p", 0.0, 1.0), ("min_p", 0.0, 1.0), ("top_k", 0, HIGHEST_ID), ("repetition_penalty", 0.01, 1e6),
         ("length_penalty", -1e6, 1e6), ("max_length", 0, HIGHEST_ID), ("max_new_tokens", 0, HIGHEST_ID), ("min_new_tokens", 0, HIGHEST_ID),
         ("no_repeat_ngram_size", 0, HIGHEST_ID), ("num_beams", 1, HIGHEST_ID),
     ):  # fmt: skip

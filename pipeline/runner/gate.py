@@ -40,18 +40,21 @@ class Verdict:
 
 
 ENOUGH = 20  # answers, or pairs of a kind
+LEAST = 5  # where evaluate.max_pairs asks for fewer than that
 
 
 def judge(metrics: dict[str, Any], tolerance: schema.Gate) -> Verdict:
     """Hold the ``gate`` figures of an evaluation against the recipe's tolerances.
 
     Closed, too, where nothing could be measured, where a figure is not a number or rests on fewer than
-    ``gate.min_pairs`` held-out items (not said: :data:`ENOUGH`, or half of those that were to be looked at), and where no pair is held out of a kind that the model was aligned on.
+    ``gate.min_pairs`` held-out items (not said: :data:`ENOUGH`, or as many as ``evaluate.max_pairs`` has looked at, but
+    never fewer than :data:`LEAST`), and where no pair is held out of a kind that the model was aligned on.
     Of what the data do not have (no chats, no pairs of a kind) nothing is asked.
     """
     figures = metrics.get("gate") or {}
     if tolerance.min_pairs is None:
-        tolerance = replace(tolerance, min_pairs=min(ENOUGH, (figures.get("max_pairs", 2 * ENOUGH) + 1) // 2))
+        least = max(LEAST, min(ENOUGH, figures.get("max_pairs", ENOUGH)))
+        tolerance = replace(tolerance, min_pairs=least)
     model, parent = figures.get("model"), figures.get("parent")
     if model is None or parent is None:
         return Verdict(True, ["nothing to compare: one model only"], [], tolerance.override_reason)

@@ -50,7 +50,7 @@ class Gate:
     min_pairs: int | None = setting(
         None,
         "fewest held-out answers, and held-out pairs of each kind, that a verdict may rest on; "
-        "not said: 20, or half of evaluate.max_pairs where that is less",
+        "not said: 20, or evaluate.max_pairs where that is less, and never fewer than 5",
         ge=1,
     )
     override_reason: str | None = setting(

@@ -96,11 +96,17 @@ def test_how_few_are_enough_is_a_setting() -> None:
     few = figures({"given": kind(0.5, -0.5, 1.0, 4)})
     assert judge(few, schema.Gate(min_pairs=4)).passed
     assert not judge(few, schema.Gate(min_pairs=5)).passed
-    # Who has six looked at wants a verdict on them; who has three of two hundred has too few.
-    few["gate"]["max_pairs"] = 6
-    assert judge(few, schema.Gate()).passed
-    few["gate"]["kinds"]["given"]["pairs"] = 2
-    assert not judge(few, schema.Gate()).passed
+    # Who has six looked at wants a verdict on them; five of six are too few, and so are all of four, or of one.
+    for pairs, looked_at, passed in (
+        (6, 6, True),
+        (5, 6, False),
+        (4, 4, False),
+        (1, 1, False),
+        (19, 200, False),
+    ):
+        few["gate"]["kinds"]["given"]["pairs"] = pairs
+        few["gate"]["max_pairs"] = looked_at
+        assert judge(few, schema.Gate()).passed is passed
     fallen = figures({"given": kind(-0.15, -0.2, -0.1)})
     assert judge(fallen, schema.Gate(max_given_accuracy_fall=0.1)).passed
 

@@ -142,6 +142,24 @@ SECRETS = {
     "an Azure signature": ("https://a.blob.core.windows.net/x?sv=2&sig=s3cr3t-word", "has a key or token"),
     "a token behind a hash": ("https://example.org/x#access_token=s3cr3t-word", "has a key or token"),
     "a variable": ("export WANDB_API_KEY=s3cr3t-word", "gives a key or password its value"),
+    "a short name": ("DB_PASS=s3cr3t-word psql", "gives a key or password its value"),
+    "a name in one word": ("PGPASSWORD=s3cr3t-word psql", "gives a key or password its value"),
+    "any key": ("export MY_KEY=s3cr3t-word", "gives a key or password its value"),
+    "an option": ("tool --api-key s3cr3t-word", "gives a key or password its value"),
+    "an option with its value": ("tool --db-password=s3cr3t-word", "gives a key or password its value"),
+    "a login": ("curl -u anna:s3cr3t-word https://example.org", "gives a key or password its value"),
+    "a header": ("curl -H Authorization:s3cr3t-word", "gives a key or password its value"),
+    "a bearer": ("send Bearer s3cr3t-word-s3cr3t-word", "gives a key or password its value"),
+    "an address without scheme": (
+        "anna:s3cr3t-word@db.example.org:5432/x",
+        "gives a key or password its value",
+    ),
+    "a token of the web": (
+        "eyJ" + "s3cr3t" * 3 + ".eyJ" + "s3cr3t" * 3 + ".s3cr3t",
+        "looks like an access key",
+    ),
+    "a private key": ("-----BEGIN RSA PRIVATE KEY----- s3cr3t-word", "looks like an access key"),
+    "a key with dashes": ("sk-ant-api03-" + "s3cr3t-word" * 3, "looks like an access key"),
     "a hub's token": ("hf_" + "s3cr3tword" * 4, "looks like an access key"),
 }
 PLACES = (
@@ -194,6 +212,16 @@ def test_a_parameter_that_names_a_secret_is_refused(root: Path) -> None:
     assert "s3cr3t" not in message
 
 
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "db_password", "Authorization", "my-credentials", "token"])
+def test_a_name_that_ends_in_a_secrets_is_one(name: str) -> None:
+    assert [place for place, _ in secret_text.faults({"x": {name: "s3cr3t"}})] == [f"x.{name}"]
+    assert not list(
+        secret_text.faults(
+            {"x": {"end_token": "</s>", "tokens": "5", "keys_file": "keys", "secret": "of-the-cluster"}}
+        )
+    )
+
+
 def test_words_that_are_no_settings_are_not_repeated_with_their_secrets(root: Path) -> None:
     for words in (
         "https://a:s3cr3t-word@h",
@@ -214,6 +242,10 @@ def test_words_that_are_no_settings_are_not_repeated_with_their_secrets(root: Pa
         "https://example.org/x?max_tokens=5&keys=all",
         "module load cuda; export A=b",
         "write to anna@example.org",
+        "export SSH_KEY=/home/me/.ssh/id, TLS_KEY=~/tls.key and API_KEY=$(cat key)",
+        "--tokenizer=x --max-tokens 5 --token-type a, --password-file /run/x",
+        "tritonserver:26.01@sha256:" + "0" * 64 + " is from registry.example.com:5000/tritonserver",
+        "sk-learn-contrib-packages-of-all-kinds, the bearer of news; user:group; date -u +%H:%M",
     ],
 )
 def test_what_is_no_secret_is_taken(root: Path, text: str) -> None:

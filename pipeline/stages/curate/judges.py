@@ -64,9 +64,9 @@ PORT_AFTER = re.compile(r":\d{2,5}\b")
 PHONE_WORDS = ("phone", "telephone", "tel", "mobile", "cell", "call", "fax", "whatsapp")
 WHOLE_BEFORE = re.compile(r"[\w.+=#-]$|\d,$")
 WHOLE_AFTER = re.compile(r"\w|[.,]\d|[+-]\d")
-# An scp path behind host and colon, a repository's address, and the accounts that such hosts have.
+# An scp path behind host and colon, an address whose user is named, and the accounts that hosts of repositories have.
 REMOTE_AFTER = re.compile(r":(?!//)[\w~.+-]*/|:[\w.+-]+\.git\b|:[~/]")
-REMOTE_BEFORE = re.compile(r"(?i)\b(?:ssh|git|svn|hg|bzr|rsync|sftp|scp)(?:\+\w+)*://$")
+REMOTE_BEFORE = re.compile(r"\b[A-Za-z][A-Za-z\d+.-]{1,15}://$")
 REMOTE_USERS = {"git", "hg", "svn", "bzr", "cvs", "gitea", "gogs"}
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that is routed (IANA)
 

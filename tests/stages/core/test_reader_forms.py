@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import json
 import time
@@ -163,6 +164,19 @@ def test_chats_in_tables(tmp_path: Path) -> None:
     for name in ("a.csv", "a.parquet"):
         found = list(read_records(str(tmp_path / name), 1 << 20))
         assert [each[1] for each in found if isinstance(each, tuple)] == [{"messages": turns, "id": "7"}]
+
+
+def test_json_in_a_table_is_text_where_it_is_no_turns(tmp_path: Path) -> None:
+    """Answers of function calling and structured output are JSON for its own sake."""
+    rows = {"prompt": "[1, 2, 3]", "chosen": '{"a": 1}', "rejected": '[{"a": 2}]', "scores": "[2, 1]"}
+    turns = [{"role": "user", "content": "Hi"}]
+    with open(tmp_path / "a.csv", "w", newline="") as handle:
+        writer = csv.DictWriter(handle, rows)
+        writer.writeheader()
+        writer.writerow(rows)
+        writer.writerow({**rows, "prompt": json.dumps(turns)})
+    found = [each[1] for each in read_records(str(tmp_path / "a.csv"), 1 << 20) if isinstance(each, tuple)]
+    assert found == [{**rows, "scores": [2, 1]}, {**rows, "prompt": turns, "scores": [2, 1]}]
 
 
 JAPANESE = "市議会は火曜日に川に架かる新しい橋について話し合いました。" * 8

@@ -75,6 +75,7 @@ NO_PERSONAL_DATA = (
     "00:1a:2b:ff:fe:3c:4d:5e is an EUI-64, x[2000::3] a slice, dead::beef a joke",
     # signs @ in code
     "git clone ssh://git@gitlab.example.org/org/repo.git; git remote add o deploy@git.example.org:team/app.git",
+    "git clone https://me@bitbucket.org/team/repo.git; see https://reader@docs.example.org/page or git+https://bot@dev.example.org/x",
     "rsync -a build@files.example.org:/srv/app . && npm i @types/node@18.0.1 @scope/pkg@1.2.3",
     "s = q@k.mT; y = x@w.to(device); z = A@B.T; @app.route('/')\n@property.setter",
     "go get golang.org/x/net@v0.1.0 and image@sha256:0123456789abcdef0123456789abcdef",

@@ -32,7 +32,8 @@ from pipeline.stages.curate.readers.streams import (
 SEPARATORS = ",;\t|"
 HEAD = 1 << 16
 REREAD = 16  # so many open quotation marks; each can cost reading a record's length once more
-NESTED = ("messages", "conversations", "history", "prompt", "chosen", "rejected", "responses", "scores", "attributes")  # fmt: skip
+NESTED = ("messages", "conversations", "history", "responses", "scores", "attributes")  # never text
+TEXT_OR_TURNS = ("prompt", "chosen", "rejected")  # as text they may be JSON for its own sake
 
 
 def read_csv(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
@@ -55,12 +56,25 @@ def read_nested(path: str, max_bytes: int) -> Iterator[Record | Fault]:
     """The rows of a table of chats or pairs; turns and the like are written in it as JSON."""
     for found in read_rows(path, max_bytes):
         if not isinstance(found, Fault):
-            for name in NESTED:
+            for name in (*NESTED, *TEXT_OR_TURNS):
                 value = found[1].get(name)
                 if isinstance(value, str) and value[:1] in ("[", "{"):
                     with suppress(orjson.JSONDecodeError):  # a text that begins like this
-                        found[1][name] = orjson.loads(value)
+                        read = orjson.loads(value)
+                        if name in NESTED or _turns(read):
+                            found[1][name] = read
         yield found
+
+
+def _turns(value: Any) -> bool:
+    """Whether a value is turns of a conversation, by the names that they have in it."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(turn, dict) and ("role" in turn or {"from", "value"} <= turn.keys()) for turn in value
+        )
+    )
 
 
 def read_rows(
