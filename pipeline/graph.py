@@ -38,6 +38,7 @@ class Stage:
     consumes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     optional: tuple[str, ...] = ()
     uses_base_model: bool = False
+    writes_card: bool = False  # of the model, with the base's name and licence
     uses_documents: bool = False
     uses_adapters: bool = False
     live: bool = False
@@ -171,6 +172,7 @@ STAGES: tuple[Stage, ...] = (
         optional=(*MODELS, "evaluation"),
         carries=("deploy/triton", "pipeline/conversations"),
         uses_base_model=True,
+        writes_card=True,
         uses_adapters=True,
         produces=(
             "bundle/config.json",

@@ -17,7 +17,7 @@ from pipeline.positions import bounded
 from pipeline.runner.base import folder, is_hub_id
 
 FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)  # a model card's metadata
-LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+LICENCES = re.compile(r"(?:un)?licen[cs]e|copying", re.IGNORECASE)  # how the names of such files begin
 SOME = 200_000  # bytes of a card or licence that are looked at
 
 
@@ -54,7 +54,7 @@ def _card(base: Path) -> dict[str, Any]:
     """The metadata of the base's own model card; empty where there is none that can be read."""
     try:
         with open(base / "README.md", "rb") as handle:
-            found = FRONT.match(handle.read(SOME).decode("utf-8", "replace"))
+            found = FRONT.match(handle.read(SOME).decode("utf-8-sig", "replace").replace("\r\n", "\n"))
         said = yaml.safe_load(bounded(found[1])) if found else {}
     except (OSError, ValueError, yaml.YAMLError):
         return {}
@@ -66,15 +66,24 @@ def _licence(card: dict[str, Any], base: Path) -> str | None:
     named = card.get("license")
     if named == "other":
         named = card.get("license_name") or named
-    if isinstance(named, str) and named.strip():
-        return named.strip()[:100]
-    for name in LICENCES:
+    several = named if isinstance(named, list) else [named]  # the hub takes a list, too
+    names = [_plain(each) for each in several if isinstance(each, str) and _plain(each)]
+    if names:
+        return ", ".join(names)[:100]
+    for path in sorted(each for each in base.iterdir() if LICENCES.match(each.name) and each.is_file()):
         try:
-            with open(base / name, "rb") as handle:
-                lines = handle.read(SOME).decode("utf-8", "replace").splitlines()
+            with open(path, "rb") as handle:
+                lines = handle.read(SOME).decode("utf-8-sig", "replace").splitlines()
         except OSError:
             continue
-        first = next((line.strip(" #\t") for line in lines if line.strip(" #\t")), None)
+        first = next((_plain(line).strip("# ") for line in lines if _plain(line).strip("# ")), None)
         if first:
             return first[:100]
     return None
+
+
+def _plain(text: str) -> str:
+    """A line of others as words of a card: without control characters, and without what Markdown takes for HTML."""
+    return " ".join(
+        re.sub(r"[<>`|]", " ", "".join(sign if sign.isprintable() else " " for sign in text)).split()
+    )

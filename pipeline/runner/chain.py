@@ -166,6 +166,8 @@ class Chain:
             found |= inputs.documents(recipe.curate, Toolchain(step.stage.toolchain), self.memory)
         if step.stage.uses_base_model and recipe.model.base is not None:
             found |= inputs.base_model(recipe.model, self.memory)
+            if step.stage.writes_card:
+                found |= inputs.base_card(recipe.model)
         if step.stage.uses_adapters:
             found |= inputs.adapters(recipe.export, self.memory)
         return found

@@ -23,7 +23,7 @@ from pipeline.curation import path_settings
 from pipeline.documents import is_remote, local_units, suffixes
 from pipeline.errors import UserError
 from pipeline.recipe import LoadedRecipe
-from pipeline.runner import base
+from pipeline.runner import base, base_record
 from pipeline.runner.digests import DigestMemory
 from pipeline.runner.identity import digest_of
 from pipeline.serving.targets import REQUEST, TARGETS
@@ -151,6 +151,14 @@ def _remote(index: int, source: schema.Source, toolchain: Toolchain) -> dict[str
         f"sources.{index}/{name}": Input(digest_of([name, size, stamp]), path=address, bytes=size)
         for name, address, size, stamp in json.loads(asked.stdout)
     }
+
+
+def base_card(model: schema.Model) -> dict[str, Input]:
+    """What a model card says of the base and its files do not: its name, revision and licence."""
+    said = base_record.describe(model)
+    if said is None:
+        return {}
+    return {"base's name and licence": Input(digest_of([said["name"], said["revision"], said["licence"]]))}
 
 
 def base_model(model: schema.Model, memory: DigestMemory) -> dict[str, Input]:

@@ -12,7 +12,7 @@ from pipeline import schema
 from pipeline.plan.training.layout import Layout
 from pipeline.record import bases, trace
 from pipeline.report.html import render
-from pipeline.runner import base_record, gate
+from pipeline.runner import base_record, gate, inputs
 from pipeline.runner.store import Store
 from pipeline.schema import flat, identity_values
 from pipeline.stages.evaluate import table
@@ -143,6 +143,10 @@ def test_a_base_is_described_by_its_own_folder(tmp_path: Path) -> None:
         ),
         ({"README.md": b"---\nlicense: other\nlicense_name: own-1.0\n---\n"}, "own-1.0"),
         ({"README.md": b"---\nlicense: [a, &b {c: *b}]\n---\n"}, None),
+        ({"README.md": b"---\r\nlicense: [mit, apache-2.0]\r\n---\r\n"}, "mit, apache-2.0"),
+        ({"README.md": b"\xef\xbb\xbf---\nlicense: mit\n---\n"}, "mit"),
+        ({"LICENSE-MIT": b"\x1b]52;c;x\x07# <b>MIT</b> `License`\n"}, "]52;c;x # b MIT /b License"),
+        ({"COPYING": b"GNU GENERAL PUBLIC LICENSE"}, "GNU GENERAL PUBLIC LICENSE"),
         ({"README.md": b"\xff\xfe"}, None),
         ({}, None),
     ],
@@ -153,6 +157,20 @@ def test_a_licence_is_the_cards_or_the_texts_first_line(
     found = based(tmp_path, **files)
     assert found["licence"] == licence
     assert licence or bases.words_of(found).endswith("its folder states no licence")
+
+
+def test_what_a_card_says_of_a_base_is_part_of_what_makes_the_export(tmp_path: Path) -> None:
+    model = schema.Model(base=str(folder(tmp_path / "base", **{"README.md": b"---\nlicense: mit\n---\n"})))
+    before = inputs.base_card(model)
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\n---\nA better text\n")
+    assert inputs.base_card(model) == before
+    (tmp_path / "base" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    assert inputs.base_card(model) != before
+    (tmp_path / "base").rename(tmp_path / "other")
+    other = inputs.base_card(schema.Model(base=str(tmp_path / "other")))
+    assert other not in (before, inputs.base_card(schema.Model()))
+    assert list(other) == list(before)
+    assert inputs.base_card(schema.Model()) == {}
 
 
 def test_report_and_trace_show_the_base_and_not_the_defaults_of_another_model(tmp_path: Path) -> None:
