@@ -68,7 +68,7 @@ def _is_pattern(text: str) -> bool:
 def fault(config: dict[str, Any]) -> str | None:
     """Why an adapter of this configuration is not one that can be merged or served; None where it is."""
     for name in ("peft_type", "r", "lora_alpha"):
-        if name not in config:
+        if config.get(name) is None:
             return f"adapter_config.json does not say {name}"
     for name, plain in PLAIN.items():
         if name in config and config[name] not in plain:

@@ -194,19 +194,20 @@ def _finite(text: str) -> float:
 
 def leading_out(folder: Path) -> Iterator[tuple[Path, Path]]:
     """The links among a model's files that lead out of its folder, with where to; the hub's cache is one folder."""
-    home = folder.resolve()
+    for path in sorted(folder.iterdir()):
+        if (path.name in TEXTS or path.suffix in (".safetensors", ".json")) and leads_out(path):
+            yield path, path.resolve()
+
+
+def leads_out(path: Path) -> bool:
+    """Whether a file of a model's folder is a link to one that is no part of the model."""
+    if not path.is_symlink() or not path.exists():
+        return False
+    home = path.parent.resolve()
     allowed = [home]
     if home.parent.name == "snapshots":  # models--ORG--NAME/snapshots/COMMIT/FILE -> ../../blobs/DIGEST
         allowed.append(home.parent.parent / "blobs")
-    for path in sorted(folder.iterdir()):
-        if (
-            path.is_symlink()
-            and path.exists()
-            and (path.name in TEXTS or path.suffix in (".safetensors", ".json"))
-        ):
-            target = path.resolve()
-            if not any(target.is_relative_to(each) for each in allowed):
-                yield path, target
+    return not any(path.resolve().is_relative_to(each) for each in allowed)
 
 
 def view(folder: Path, place: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Settings of training that would change nothing beside another setting, and so are refused where a person gave them.
+"""Settings that would change nothing beside another setting, and so are refused where a person gave them.
 
 Files under ``configs/`` hold values for several ways to train (adapters' rates beside those of all weights), so what
 counts is who set a value: :func:`given` tells a recipe's own lines and ``SET`` from what they draw on, and an older
@@ -8,15 +8,18 @@ layer from the one that made it idle.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from pipeline import schema
 from pipeline.layers import Origin
-from pipeline.schema import Optimisation, flat
+from pipeline.schema import Optimisation
 from pipeline.schema.training import LOSS_SETTINGS, SHAPE
+from pipeline.serving.targets import CPU_OPENVINO, PRECISIONS, TARGETS
 
 RANKS = {"default": 0, "submission": 0, "configs file": 1, "recipe file": 2, "site file": 2, "SET": 3}
+OF_GPUS = (
+    "tensor", "pipeline", "kv_cache_fraction", "kv_cache_reuse", "chunked_prefill", "max_batch_size", "max_num_tokens", "max_lora_rank",
+)  # fmt: skip
 WITHOUT_REFERENCE = ("simpo", "orpo")
 Idle = tuple[
     str, str, str
@@ -39,24 +42,22 @@ def idle(recipe: schema.Recipe) -> Iterator[Idle]:
         yield "pretrain", "model.base", f"is not done where the model comes from a base, {model.base}"
     for section in ("pretrain", "train", "reward", "align"):
         yield from _training(section, getattr(recipe, section))
+    yield from _export(recipe.export)
 
 
 def given(history: Mapping[str, list[tuple[Origin, Any]]], setting: str, because: str) -> Iterator[str]:
     """The settings under ``setting`` that a person gave, and not before what makes them idle was set.
 
-    ``history`` is :class:`pipeline.layers.Layers`'s.  A file that spells out every setting, as a submission's does,
-    says nothing by having these among them.
+    ``history`` is :class:`pipeline.layers.Layers`'s.  What a submission wrote down is nobody's wish.
     """
 
     def rank(name: str) -> int:
         layers = history.get(name)
         return RANKS[layers[-1][0].layer] if layers else 0
 
-    spelt_out = all(f"train.{name}" in history for name in flat(asdict(schema.Train())))
-    least = RANKS["SET"] if spelt_out else RANKS["recipe file"]
+    least = max(RANKS["recipe file"], rank(because))
     for name in history:
-        own = name == setting or name.startswith(f"{setting}.")
-        if own and rank(name) >= max(least, rank(because)):
+        if (name == setting or name.startswith(f"{setting}.")) and rank(name) >= least:
             yield name
 
 
@@ -116,3 +117,22 @@ def _training(section: str, settings: Optimisation) -> Iterator[Idle]:
     if isinstance(settings, schema.Align) and settings.loss in WITHOUT_REFERENCE:
         owners = ", ".join(loss for loss in LOSS_SETTINGS if loss not in WITHOUT_REFERENCE)
         yield f"{section}.reference", f"{section}.loss", f"is for losses with a reference policy: {owners}"
+
+
+def _export(export: schema.Export) -> Iterator[Idle]:
+    target = TARGETS[export.target]
+    calibrated = ("calibration_samples", "calibration_tokens")
+    if target.gpu:
+        yield "export.kv_cache_gb", "export.target", f"is for {CPU_OPENVINO}, and {export.target} serves"
+        if not PRECISIONS[export.weights].modelopt:
+            for name in calibrated:
+                yield (
+                    f"export.{name}",
+                    "export.weights",
+                    f"is for weights that are calibrated, and {export.weights} is not",
+                )
+        return
+    for name in ("gpu", *(f"serving.{each}" for each in OF_GPUS)):
+        yield f"export.{name}", "export.target", f"is for GPU targets, and {export.target} serves"
+    for name in calibrated:
+        yield f"export.{name}", "export.target", f"is for GPU targets: {export.target} rounds without data"

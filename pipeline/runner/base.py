@@ -13,7 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pipeline import base_files, schema
+from pipeline import base_files, inert, schema
 from pipeline.errors import UserError
 from pipeline.recipe import LoadedRecipe
 from pipeline.runner import base_content
@@ -71,6 +71,11 @@ def check(loaded: LoadedRecipe) -> None:
         )
     if not base.is_dir():
         raise UserError(f"{where}: there is no folder {base}; give a local Hugging Face folder or a hub id")
+    if not is_hub_id(str(model.base)):
+        for key in inert.given(loaded.history, "model.revision", "model.base"):
+            raise UserError(
+                f"{loaded.origin(key)}: {key}: would change nothing: it is of a hub model, and {model.base} is a folder"
+            )
     try:
         config = _check_files(base)
     except base_files.Broken as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import schema
+from pipeline import base_files, schema
 from pipeline.errors import UserError
 from pipeline.positions import bounded
 from pipeline.runner.base import folder, is_hub_id
@@ -53,8 +53,7 @@ def describe(model: schema.Model) -> dict[str, Any] | None:
 def _card(base: Path) -> dict[str, Any]:
     """The metadata of the base's own model card; empty where there is none that can be read."""
     try:
-        with open(base / "README.md", "rb") as handle:
-            found = FRONT.match(handle.read(SOME).decode("utf-8-sig", "replace").replace("\r\n", "\n"))
+        found = FRONT.match(_begin(base / "README.md").replace("\r\n", "\n"))
         said = yaml.safe_load(bounded(found[1])) if found else {}
     except (OSError, ValueError, yaml.YAMLError):
         return {}
@@ -70,16 +69,26 @@ def _licence(card: dict[str, Any], base: Path) -> str | None:
     names = [_plain(each) for each in several if isinstance(each, str) and _plain(each)]
     if names:
         return ", ".join(names)[:100]
-    for path in sorted(each for each in base.iterdir() if LICENCES.match(each.name) and each.is_file()):
-        try:
-            with open(path, "rb") as handle:
-                lines = handle.read(SOME).decode("utf-8-sig", "replace").splitlines()
-        except OSError:
-            continue
-        first = next((_plain(line).strip("# ") for line in lines if _plain(line).strip("# ")), None)
+    for path in sorted(each for each in base.iterdir() if LICENCES.match(each.name)):
+        lines = (_plain(line).strip("# ") for line in _begin(path).splitlines())
+        first = next((line for line in lines if line), None)
         if first:
             return first[:100]
     return None
+
+
+def _begin(file: Path) -> str:
+    """The first :data:`SOME` bytes of a file of the base's own, as text; empty where there is none to read.
+
+    A link may lead to any file of this user's (a token, a pipe that never ends), and what is read is published.
+    """
+    try:
+        if not file.is_file() or base_files.leads_out(file):
+            return ""
+        with open(file, "rb") as handle:
+            return handle.read(SOME).decode("utf-8-sig", "replace")
+    except OSError:
+        return ""
 
 
 def _plain(text: str) -> str:

@@ -104,7 +104,8 @@ def test_a_recipes_own_lines_are_held_to_it_and_what_it_draws_on_is_not(tmp_path
     for name in recipe.recipe_names(ROOT):
         loaded = recipe.load(name, ROOT)
         whole = tmp_path / f"{name}.yaml"
-        whole.write_text(yaml.safe_dump(dataclasses.asdict(loaded.settings)))  # as a submission pins it
+        pinned = {recipe.SUBMITTED: True, **dataclasses.asdict(loaded.settings)}  # as a submission does
+        whole.write_text(yaml.safe_dump(pinned))
         recipe.load(str(whole), ROOT)
 
 

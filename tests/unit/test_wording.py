@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,22 @@ def test_a_licence_is_the_cards_or_the_texts_first_line(
     found = based(tmp_path, **files)
     assert found["licence"] == licence
     assert licence or bases.words_of(found).endswith("its folder states no licence")
+
+
+def test_a_card_publishes_nothing_that_a_link_leads_to_and_waits_for_no_pipe(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_secret")
+    base = folder(tmp_path / "base")
+    (base / "LICENSE").symlink_to(tmp_path / "token")
+    os.mkfifo(base / "README.md")
+    os.mkfifo(base / "COPYING")
+    found = base_record.describe(schema.Model(base=str(base)))
+    assert found is not None
+    assert found["licence"] is None
+    (base / "text").write_text("MIT License")
+    (base / "LICENSE.txt").symlink_to("text")
+    found = base_record.describe(schema.Model(base=str(base)))
+    assert found is not None
+    assert found["licence"] == "MIT License"
 
 
 def test_what_a_card_says_of_a_base_is_part_of_what_makes_the_export(tmp_path: Path) -> None:

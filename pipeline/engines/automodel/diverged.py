@@ -26,9 +26,14 @@ def require_finite(
     """
     for what, value in figures.items():
         if not math.isfinite(value):
+            first = (
+                ""
+                if done > 1 or "loss" not in what
+                else "This loss is still that of the model that training began with: its weights come first. "
+            )
             raise InputError(
                 f"{section}: {what} after step {done:,} of {settings.max_steps:,} is {float(value)}: training has come apart, "
-                f"and nothing is published. {_way_back(checkpoints)} What can be tried: {_remedies(settings, section)}"
+                f"and nothing is published. {first}{_way_back(checkpoints)} What can be tried: {_remedies(settings, section)}"
             )
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.stages.step import InputError
+
 ROWS_AT_ONCE = 64
 TIE = 1e-3  # logits: two implementations of the same fp32 arithmetic differ in the last bits
 
@@ -78,7 +80,9 @@ class LogitsSum:
 
 def _require_finite(values: np.ndarray) -> None:
     if not np.isfinite(values).all():
-        raise RuntimeError("a model's logits are not finite numbers")
+        raise InputError(
+            "the model's logits are not finite numbers, so its weights are not either, or overflow"
+        )
 
 
 def _centred(values: np.ndarray) -> np.ndarray:

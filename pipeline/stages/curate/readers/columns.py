@@ -54,7 +54,7 @@ def read_csv(unit: Unit, source: Source, max_bytes: int) -> Iterator[Read]:
 
 def read_nested(path: str, max_bytes: int) -> Iterator[Record | Fault]:
     """The rows of a table of chats or pairs; turns and the like are written in it as JSON."""
-    for found in read_rows(path, max_bytes):
+    for found in read_rows(path, max_bytes, other="save the file as UTF-8"):
         if not isinstance(found, Fault):
             for name in (*NESTED, *TEXT_OR_TURNS):
                 value = found[1].get(name)
@@ -78,11 +78,15 @@ def _turns(value: Any) -> bool:
 
 
 def read_rows(
-    path: str, max_bytes: int, encoding: str | None = None, needed: str | None = None
+    path: str,
+    max_bytes: int,
+    encoding: str | None = None,
+    needed: str | None = None,
+    other: str = "set the source's encoding",
 ) -> Iterator[Record | Fault]:
     """(line on which it begins, fields by column) of every row; a :class:`Fault` for what is none.
 
-    ``needed`` is a column without which the file is of no use.
+    ``needed`` is a column without which the file is of no use; ``other`` what to do about another character set.
     """
     place = 0
     csv.field_size_limit(max_bytes)
@@ -93,7 +97,7 @@ def read_rows(
             if wrong is not None:
                 yield Fault(0, f"is not CSV but {wrong}")
                 return
-            lines = _Lines(bounded_lines(chunks, max_bytes), max_bytes)
+            lines = _Lines(bounded_lines(chunks, max_bytes), max_bytes, other)
             columns: list[str] | None = None
             for place, row in _rows(lines, _separator(path, head)):
                 if isinstance(row, Fault):
@@ -138,8 +142,8 @@ def _separator(path: str, head: bytes) -> str:
 class _Lines:
     """The lines of a table for ``csv``, which takes as many as a record has; they can be taken back."""
 
-    def __init__(self, lines: Iterator[tuple[int, bytes | None]], max_bytes: int) -> None:
-        self.lines, self.max_bytes = lines, max_bytes
+    def __init__(self, lines: Iterator[tuple[int, bytes | None]], max_bytes: int, other: str) -> None:
+        self.lines, self.max_bytes, self.other = lines, max_bytes, other
         self.taken: list[tuple[int, bytes | None]] = []  # of the record that is being read
         self.again: list[tuple[int, bytes | None]] = []  # taken back, the last first
         self.size = 0
@@ -162,7 +166,7 @@ class _Lines:
         try:
             return line.decode("utf-8") + "\n"
         except UnicodeDecodeError:
-            raise _Bad("not UTF-8 (set the source's encoding)") from None
+            raise _Bad(f"not UTF-8 ({self.other})") from None
 
     def begin(self) -> None:
         """A new record begins with the next line."""
