@@ -120,19 +120,16 @@ def _training(section: str, settings: Optimisation) -> Iterator[Idle]:
 
 
 def _export(export: schema.Export) -> Iterator[Idle]:
-    target = TARGETS[export.target]
-    calibrated = ("calibration_samples", "calibration_tokens")
+    target, weights = TARGETS[export.target], PRECISIONS[export.weights]
     if target.gpu:
         yield "export.kv_cache_gb", "export.target", f"is for {CPU_OPENVINO}, and {export.target} serves"
-        if not PRECISIONS[export.weights].modelopt:
-            for name in calibrated:
-                yield (
-                    f"export.{name}",
-                    "export.weights",
-                    f"is for weights that are calibrated, and {export.weights} is not",
-                )
-        return
-    for name in ("gpu", *(f"serving.{each}" for each in OF_GPUS)):
-        yield f"export.{name}", "export.target", f"is for GPU targets, and {export.target} serves"
-    for name in calibrated:
-        yield f"export.{name}", "export.target", f"is for GPU targets: {export.target} rounds without data"
+    else:
+        for name in ("gpu", *(f"serving.{each}" for each in OF_GPUS)):
+            yield f"export.{name}", "export.target", f"is for GPU targets, and {export.target} serves"
+    if not weights.modelopt and weights.name != "int4":
+        for name in ("calibration_samples", "calibration_tokens"):
+            yield (
+                f"export.{name}",
+                "export.weights",
+                f"is for weights that are fitted to texts, and {export.weights} is not",
+            )

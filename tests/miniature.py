@@ -126,11 +126,11 @@ def make_inputs(folder: Path) -> dict[str, Path]:
         for file in (f"sft/{split}.jsonl", f"pretrain/{split}/00000.jsonl"):
             (folder / "data" / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / "data" / file).write_text("")
-    with open(folder / "data" / "pretrain" / "test" / "00000.jsonl", "w", encoding="utf-8") as handle:
-        for number in range(6):
-            handle.write(
-                json.dumps({"text": f"The socket.{words[number]} of {words[number + 6]}. " * 5}) + "\n"
-            )
+    for split, first in (("test", 0), ("train", 12)):
+        with open(folder / "data" / "pretrain" / split / "00000.jsonl", "w", encoding="utf-8") as handle:
+            for number in range(first, first + 6):
+                text = f"The socket.{words[number]} of {words[number + 6]}. " * 5
+                handle.write(json.dumps({"text": text}) + "\n")
     with open(folder / "data" / "sft" / "test.jsonl", "w", encoding="utf-8") as handle:
         for number in range(PROMPTS):
             question = f"What does `socket.{words[number]}` do? é{number}\n"

@@ -60,7 +60,7 @@ def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
         found.append(f"stage version: {old['stage']['version']} -> {new['stage']['version']}")
     before, after = schema.flat(old["settings"]), schema.flat(new["settings"])
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key) != after.get(key):
+        if before.get(key) != after.get(key) and not _told_by_parts(key, before, after):
             found.append(f"{key}: {before.get(key)} -> {after.get(key)}")
     for name in sorted(new["parents"].keys() | old["parents"].keys()):
         if new["parents"].get(name) != old["parents"].get(name):
@@ -74,6 +74,13 @@ def differences(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
         elif new["inputs"][name] != old["inputs"][name]:
             found.append(f"input {shown} changed")
     return found
+
+
+def _told_by_parts(key: str, *sides: dict[str, Any]) -> bool:
+    """Whether a setting is an empty mapping on one side, and has keys on the other, which are told one by one."""
+    return any(side.get(key) == {} for side in sides) and any(
+        name.startswith(f"{key}.") for side in sides for name in side
+    )
 
 
 def _settings(sections: tuple[str, ...], recipe: schema.Recipe) -> dict[str, Any]:

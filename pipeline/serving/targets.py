@@ -39,7 +39,7 @@ PRECISIONS = {
         Precision("fp32", "weights as they were trained"),
         Precision("bf16", "weights rounded to bfloat16", gpus=EVERY),
         Precision("int8", "8-bit weights, asymmetric, a scale for each output (OpenVINO)"),
-        Precision("int4", "4-bit weights, asymmetric, a scale for 64 inputs (OpenVINO)"),
+        Precision("int4", "4-bit weights, asymmetric, a scale for 32 inputs (OpenVINO)"),
         Precision(
             "fp8",
             "weights and inputs in e4m3, a scale each",

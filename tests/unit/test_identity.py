@@ -220,3 +220,10 @@ def test_differences_are_told_field_by_field() -> None:
         "input docs changed",
         "input more is new",
     ]
+
+
+def test_a_mapping_that_is_filled_or_emptied_is_told_key_by_key() -> None:
+    old, new = schema.Recipe(), schema.Recipe()
+    new.export.tolerance = {"kl": 0.5}
+    assert differences(parts(new, "export"), parts(old, "export")) == ["export.tolerance.kl: None -> 0.5"]
+    assert differences(parts(old, "export"), parts(new, "export")) == ["export.tolerance.kl: 0.5 -> None"]

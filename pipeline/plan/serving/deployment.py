@@ -24,7 +24,7 @@ from pipeline.serving.targets import TARGETS
 
 # The planner's precision of an export's weights; others bear the same name.
 ALIKE = {"int8-sq": "int8", "w4a8-awq": "int4-awq"}
-OPENVINO_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.5625}
+OPENVINO_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.578}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """The CPU target: OpenVINO IR made by Optimum Intel, its weights compressed by NNCF, and how it is asked.
 
 fp32 and bf16 are the model's weights as they are and rounded; int8 is asymmetric with a scale for each
-output, int4 asymmetric with a scale for each 64 inputs (embeddings and output layer stay int8), both
-by ``nncf.compress_weights``.  Arithmetic is fp32 whatever the weights.
+output, int4 asymmetric with a scale for each 32 inputs (embeddings and output layer stay int8), both
+by ``nncf.compress_weights``.  The scales of int4 are those that keep each layer's output on texts of the training data
+(NNCF's AWQ and scale estimation): half the divergence of scales that look at the weights alone (README, "Serving").
+Arithmetic is fp32 whatever the weights.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,16 @@ from pipeline.stages.export.reference import padded, positions
 from pipeline.stages.export.served import served_module
 from pipeline.stages.step import InputError
 
-GROUP = 64  # inputs that share an int4 scale; layers of another width get one scale an output
+GROUP = 32  # inputs that share an int4 scale; layers of another width get one scale an output
+SAMPLES = 128  # texts at most that scales are estimated on, NNCF's own number
 
 
-def convert(model: Any, tokenizer: Any, folder: Path, weights: str) -> None:
+def convert(
+    model: Any, tokenizer: Any, folder: Path, weights: str, samples: Sequence[list[int]] = ()
+) -> None:
     """Write the OpenVINO IR of a causal language model (in bf16 for bf16 weights), and its tokenizer as it is.
 
+    ``samples`` are token ids of texts like those that the model will read, for int4 weights.
     The model is stateful with a ``beam_idx`` input, which is what OpenVINO GenAI turns
     into paged attention.  Its tokenizer is not converted: OpenVINO's makes control tokens of what messages spell, and
     cleans up what it decodes.  Raises :class:`InputError` for an architecture that cannot be converted.
@@ -47,24 +54,31 @@ def convert(model: Any, tokenizer: Any, folder: Path, weights: str) -> None:
             raise InputError(f"OpenVINO cannot convert this model: {error}") from error
     tokenizer.save_pretrained(folder)
     if weights in ("int8", "int4"):
-        _compress(folder, weights)
+        _compress(folder, weights, samples)
 
 
-def _compress(folder: Path, weights: str) -> None:
+def _compress(folder: Path, weights: str, samples: Sequence[list[int]]) -> None:
     import nncf
     import openvino
 
     path, small = folder / "openvino_model.xml", folder / "small.xml"
+    model = openvino.Core().read_model(path)
     options: dict[str, Any] = {"mode": nncf.CompressWeightsMode.INT8_ASYM}
     if weights == "int4":
+        names = _inputs(model)
+        texts = [_values([ids], names) for ids in samples]
         options = {
             "mode": nncf.CompressWeightsMode.INT4_ASYM,
             "group_size": GROUP,
+            "dataset": nncf.Dataset(texts),
+            "subset_size": len(texts),
+            "awq": True,
+            "scale_estimation": True,
             "advanced_parameters": nncf.AdvancedCompressionParameters(
                 group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
             ),
         }
-    compressed = nncf.compress_weights(openvino.Core().read_model(path), **options)
+    compressed = nncf.compress_weights(model, **options)
     openvino.save_model(compressed, small, compress_to_fp16=False)
     del compressed
     small.with_suffix(".bin").replace(path.with_suffix(".bin"))
@@ -121,15 +135,24 @@ class Exported:
         if self._request is None:
             model = openvino.Core().compile_model(self.folder / "openvino_model.xml", "CPU", self._properties)
             self._request = model.create_infer_request()
-            self._names = {name for port in model.inputs for name in port.get_names()}
+            self._names = _inputs(model)
         self._request.reset_state()
-        ids, mask = padded(sequences, pad=0)
-        values = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": positions(mask),
-            "beam_idx": np.arange(len(sequences), dtype=np.int32),
-        }
-        found = self._request.infer({name: value for name, value in values.items() if name in self._names})
+        found = self._request.infer(_values(sequences, self._names))
         wide = found["logits"]
         return [np.array(wide[row, wide.shape[1] - count :]) for row, count in enumerate(last)]
+
+
+def _inputs(model: Any) -> set[str]:
+    return {name for port in model.inputs for name in port.get_names()}
+
+
+def _values(sequences: list[list[int]], names: set[str]) -> dict[str, np.ndarray]:
+    """A batch of whole sequences as the model's inputs, of those that it has."""
+    ids, mask = padded(sequences, pad=0)
+    values = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": positions(mask),
+        "beam_idx": np.arange(len(sequences), dtype=np.int32),
+    }
+    return {name: value for name, value in values.items() if name in names}

@@ -50,16 +50,20 @@ def openvino_model(step: Step, tokenizer: Any, name: str, source: Path) -> Expor
     """The model ``name`` of a repository for the CPU, from the Hugging Face folder ``source``."""
     import torch
 
-    from pipeline.stages.export import bundle, openvino
+    from pipeline.stages.export import bundle, openvino, quantise
 
     settings = step.section(schema.Export)
     version = step.output / "repository" / name / "1"
     kind = torch.bfloat16 if settings.weights == "bf16" else torch.float32
-    openvino.convert(bundle.load(source, kind), tokenizer, version / "openvino", settings.weights)
+    samples: list[list[int]] = []
+    if settings.weights == "int4":
+        samples = quantise.calibration(step, tokenizer)[: openvino.SAMPLES]
+    openvino.convert(bundle.load(source, kind), tokenizer, version / "openvino", settings.weights, samples)
     # The defaults of requests, the same bytes as the bundle's.
     shutil.copyfile(source / "generation_config.json", version / "openvino" / "generation_config.json")
     exported = openvino.Exported(version, kv_cache_gb=settings.kv_cache_gb, threads=step.threads)
-    return Exported(exported, exported.engine.tokenizer, close=exported.close)
+    figures = {"calibration": {"samples": len(samples), "tokens": sum(map(len, samples))}} if samples else {}
+    return Exported(exported, exported.engine.tokenizer, figures, close=exported.close)
 
 
 def _checkpoint(step: Step, tokenizer: Any, generation: dict[str, Any], folder: Path) -> Exported:
