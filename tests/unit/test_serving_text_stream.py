@@ -98,3 +98,19 @@ def test_a_broken_last_character_is_shown_as_such() -> None:
     made = _module.TextStream(decode, [])
     assert made.add([0xE6]).text == ""
     assert (made.finish().text, made.finish().text) == ("\ufffd", "")
+
+
+def test_a_part_of_an_answer_is_told_by_its_tokens() -> None:
+    def told(text: str, tokens: list[str]) -> list[str]:
+        parts = list(_module.portions(text, len(tokens), tokens))
+        assert [count for _, count in parts] == [1] * len(tokens)
+        assert "".join(part for part, _ in parts) == text
+        return [part for part, _ in parts]
+
+    assert told("Use it.", ["Use", " it", "."]) == ["Use", " it", "."]
+    assert told(" Use it.", ["Use", "it", "."]) == [" Use", " it", "."]  # SentencePiece
+    assert told("é it", ["\ufffd", "\ufffd", "it"]) == ["", "", "é it"]
+    assert told("né it.", ["n", "\ufffd", "\ufffd", " it", "."]) == ["n", "", "", "é it", "."]
+    assert told("abab", ["ab", "", "ab"]) == ["ab", "", "ab"]
+    assert list(_module.portions("two", 2, [])) == [("two", 2)]
+    assert list(_module.portions("one", 1, ["one"])) == [("one", 1)]

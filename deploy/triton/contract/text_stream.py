@@ -9,7 +9,7 @@ stop word cut off was never said, and is not counted either.  Standard library o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 REPLACEMENT = "\ufffd"
@@ -117,3 +117,24 @@ class TextStream:
         self._certain.add(after[len(self._before) :], len(self._tokens) - self._read)
         self._read, self._before = len(self._tokens), after
         return self._certain.release(final=True)
+
+
+def portions(text: str, count: int, tokens: list[str]) -> Iterator[tuple[str, int]]:
+    """A part of an answer by the tokens that it came with, as far as they are known: each token's text, and 1.
+
+    ``tokens`` are their texts alone, which are not always what they add: SentencePiece's lack the space that they begin
+    with, and a part of a character is a replacement character.  Text that cannot be told apart goes to the token after.
+    """
+    if len(tokens) != count or count < 2:
+        yield text, count
+        return
+    room = 1  # characters that may stand before a token's own
+    for each in tokens[:-1]:
+        place = -1 if REPLACEMENT in each else text.find(each, 0, room + len(each))
+        if place < 0:
+            room += 1
+            yield "", 1
+        else:
+            yield text[: place + len(each)], 1
+            text, room = text[place + len(each) :], 1
+    yield text, 1

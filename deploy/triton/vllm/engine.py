@@ -7,7 +7,6 @@ inputs, and from its answers to pieces.  https://github.com/triton-inference-ser
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from neighbour import ask
 from parameters import Parameters, RequestError
 from prompts import Limits, prepare, rendered
 from sampling import Sampling
-from text_stream import Certain
+from text_stream import Certain, portions
 
 REASONS = {"stop": STOP, "length": LENGTH}
 ASKED = ("return_finish_reason", "return_num_input_tokens", "return_num_output_tokens")
@@ -96,7 +95,7 @@ class Engine:
                 ):  # vLLM counts the token that ends an answer, and shows none of it
                     count, fresh = count - 1, fresh[:-1]
                 held += fresh
-                for part, tokens in portions(outputs["text_output"], count, fresh):
+                for part, tokens in portions(outputs["text_output"], count, [each.token for each in fresh]):
                     text.add(part, tokens)
                 shown = text.release(final=reason in REASONS)
                 told += shown.tokens
@@ -116,20 +115,6 @@ class Engine:
             receiver(Piece(error="the engine ended the answer without a reason"))
         except Exception as error:  # whatever it is, its client must hear of it
             receiver(Piece(error=f"the model failed: {error}"))
-
-
-def portions(text: str, count: int, tokens: list[TokenLogprob]) -> Iterator[tuple[str, int]]:
-    """A part of an answer by the tokens that it came with, as far as they are known: each token's text, and 1.
-
-    What is left when all but the last have theirs is the last one's: a token alone may spell nothing, or half a character.
-    """
-    if len(tokens) != count or count < 2:
-        yield text, count
-        return
-    for each in tokens[:-1]:
-        yield text[: len(each.token)], 1
-        text = text[len(each.token) :]
-    yield text, 1
 
 
 def asked(prompt: str, sampling: Sampling, lora: str | None) -> dict[str, Any]:
