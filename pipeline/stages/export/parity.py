@@ -35,17 +35,17 @@ EXAMPLES = 5
 SERVED_ROLES = ("system", "user", "assistant")  # as deploy/triton/contract/parameters.py has them
 PROBES = 64  # questions with their answers that a server of this export will be held to
 
-# What a precision may cost.  Rounding hurts small models most, and what counts is how far the distributions are and what it costs in
-# perplexity: of rounded weights, neither equal answers nor equal best tokens are asked for.  bf16 and int8: three times the divergence
-# that is reported of SmolLM2-135M (6e-5 and 0.0042 nats).  The others: some times what was measured on llama-tiny's aligned model
-# (README, "Serving"), of two million parameters.  Not measured are int8-sq, nvfp4 and the two AWQ formats (whose groups
-# of 128 its width does not hold): they have the limits of their kin.
+# What a precision may cost.  What counts is how far the distributions are and what it costs in perplexity: of rounded weights,
+# neither equal answers nor equal best tokens are asked for.  bf16 and int8 have five times the largest divergence that was measured
+# of SmolLM2-135M (2e-4 and 0.0042 nats).  int4 costs that model 14% of its perplexity (README, "Serving"), and is refused: whoever
+# takes it says so.  The others: some times what was measured on llama-tiny's aligned model, of two million parameters.  Not
+# measured are int8-sq, nvfp4 and the two AWQ formats (whose groups of 128 its width does not hold): they have the limits of their kin.
 EIGHT = Tolerance(different=None, top1_agreement=None, kl=0.008, perplexity=0.02)
 FOUR = Tolerance(different=None, top1_agreement=None, kl=0.03, perplexity=0.05)
 TOLERANCES = {
     "fp32": Tolerance(different=0.0, top1_agreement=0.999, kl=1e-6, perplexity=1e-4),
-    "bf16": Tolerance(different=None, top1_agreement=None, kl=2e-4, perplexity=0.005),
-    "int8": Tolerance(different=None, top1_agreement=None, kl=0.0125, perplexity=0.01),
+    "bf16": Tolerance(different=None, top1_agreement=None, kl=1e-3, perplexity=0.005),
+    "int8": Tolerance(different=None, top1_agreement=None, kl=0.02, perplexity=0.01),
     "fp8": EIGHT,
     "int8-sq": EIGHT,
     "int4": FOUR,
