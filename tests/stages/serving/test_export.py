@@ -89,6 +89,7 @@ def test_parity_prompts_come_from_wherever_there_are_some(inputs: dict[str, Path
     (data / "sft" / "test.jsonl").write_text("\n".join(questions[:3]) + "\n")
     documents = [json.dumps({"text": f"Document {place} says something. " * 9}) for place in range(10)]
     (data / "pretrain" / "test" / "00000.jsonl").write_text("\n".join(documents) + "\n")
+    (data / "pretrain" / "train" / "00000.jsonl").write_text("")
     step = Step(
         "export", "pipeline.stages.export", "r", "0" * 64, {}, {"data": data}, None, tmp_path / "w", 1
     )
@@ -235,6 +236,11 @@ def test_end_tokens_come_from_model_and_tokenizer() -> None:
         {"eos_token_id": [3, 0], "temperature": 0.6}, {"eos_token_id": 3}, Tokenizer()
     )
     assert found == {"do_sample": False, "temperature": 0.6, "eos_token_id": [3, 0, 7], "pad_token_id": 3}
+    # -1 and an empty list stand for none in older files, and in broken ones.
+    found = generation_defaults(
+        {"eos_token_id": [-1, 3], "pad_token_id": -1}, {"eos_token_id": []}, Tokenizer()
+    )
+    assert (found["eos_token_id"], found["pad_token_id"]) == ([3, 7], 3)
     sampled = generation_defaults({"do_sample": True, "top_p": 0.9}, {}, Tokenizer())
     assert sampled["top_k"] == 50  # what transformers takes unasked, and nobody else does
     assert (sampled["temperature"], sampled["top_p"]) == (1.0, 0.9)
