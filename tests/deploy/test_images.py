@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 import shutil
 import subprocess
@@ -107,7 +108,14 @@ def test_environments_are_installed_by_the_files_that_are_copied_before(tmp_path
             (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, place)
     wanted = next(value for _, value in found if "make env" in value).partition("make ")[2]
     done = subprocess.run(
-        ["make", "--dry-run", *wanted.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+        ["make", "--dry-run", *wanted.split()],
+        cwd=tmp_path,
+        env={
+            "PATH": os.environ["PATH"]
+        },  # nothing of the make that runs this, nor of another place for environments
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "pipeline.toolchains create core" in done.stdout, done.stderr
     program = [sys.executable, "-I", "-c", "import sys; sys.path.insert(0, '.'); import pipeline.toolchains"]
