@@ -126,7 +126,9 @@ class Export:
     )
     perplexity_documents: int = setting(200, "held-out documents of the perplexity before and after", ge=1)
     perplexity_tokens: int = setting(2048, "tokens of each of them, at most", ge=2)
-    calibration_samples: int = setting(512, "training texts that quantisation looks at", ge=1)
+    calibration_samples: int = setting(
+        512, "training texts that quantisation looks at (int4 on cpu-openvino: 128 of them at most)", ge=1
+    )
     calibration_tokens: int = setting(512, "tokens of each of them, at most", ge=2)
     max_new_tokens: int = setting(64, "answer length when a request names none", ge=1)
     kv_cache_gb: int = setting(1, "cpu-openvino: memory of each served model's key-value cache", ge=1)

@@ -22,9 +22,8 @@ SMALL = {
     "intermediate_size": 8,
     "vocab_size": 8,
 }
-NO_TOKENS = dict.fromkeys(
-    ("bos_token_id", "eos_token_id", "pad_token_id")
-)  # the small model has no such rows
+# The small model has no rows for them.
+NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
 @functools.cache

@@ -357,9 +357,8 @@ def test_a_request_can_be_cancelled_by_its_id(deployed: Served) -> None:
     others = [stream(seed=number) for number in range(24)]
     for each in others:
         next(each)
-    for _ in range(
-        20
-    ):  # where the machine is busy, an answer may be caught before its second token, or not at all
+    # Where the machine is busy, an answer may be caught before its second token, or not at all.
+    for _ in range(20):
         running = stream(request_id="r1")
         first = next(event for event in running if event["completion_tokens"])
         again = told(stream(request_id="r1"))

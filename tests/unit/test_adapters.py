@@ -39,6 +39,8 @@ def test_what_peft_can_do_beside_plain_lora_is_refused(settings: dict[str, Any],
 
 def test_a_configuration_that_says_too_little_is_refused() -> None:
     assert adapters.fault({"peft_type": "LORA", "r": 8}) == "adapter_config.json does not say lora_alpha"
+    nothing = {"peft_type": "LORA", "r": None, "lora_alpha": 8}
+    assert adapters.fault(nothing) == "adapter_config.json does not say r"
 
 
 @pytest.mark.parametrize(

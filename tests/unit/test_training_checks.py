@@ -69,6 +69,14 @@ def test_what_cannot_go_together_is_refused(settings: str, said: str) -> None:
         ),
         ("llama-8b", "model.layers=3", "model.layers: would change nothing: it is read off the base model"),
         ("llama-tiny", "model.chat_template=llama3", "model.chat_template: would change nothing"),
+        ("llama-tiny", "export.serving.max_batch_size=2", "it is for GPU targets, and cpu-openvino serves"),
+        ("llama-tiny", "export.gpu=H100", "export.gpu: would change nothing"),
+        (
+            "llama-tiny",
+            "export.calibration_samples=8",
+            "it is for weights that are fitted to texts, and fp32 is not",
+        ),
+        ("llama-8b", "export.kv_cache_gb=2", "it is for cpu-openvino, and trtllm serves"),
         (
             "llama-tiny",
             "train.nemo.gpus=4",

@@ -14,6 +14,7 @@ from pipeline.engines.automodel.config import learning_rate
 from pipeline.schema import Optimisation
 from pipeline.stages.step import InputError
 
+LOSS = "the loss"  # of a training step
 USUAL_WEIGHT_DECAY = 0.1  # of AdamW; Llama, GPT-3 and OLMo trained with it
 
 
@@ -26,11 +27,9 @@ def require_finite(
     """
     for what, value in figures.items():
         if not math.isfinite(value):
-            first = (
-                ""
-                if done > 1 or "loss" not in what
-                else "This loss is still that of the model that training began with: its weights come first. "
-            )
+            first = ""
+            if done <= 1 and what == LOSS:  # before any update
+                first = "This loss is still that of the model that training began with: look at its weights first. "
             raise InputError(
                 f"{section}: {what} after step {done:,} of {settings.max_steps:,} is {float(value)}: training has come apart, "
                 f"and nothing is published. {first}{_way_back(checkpoints)} What can be tried: {_remedies(settings, section)}"

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from pipeline.engines.automodel.adapters import start_alike
 from pipeline.engines.automodel.calibration import Calibration
-from pipeline.engines.automodel.diverged import finite_weights, learned_nothing, require_finite
+from pipeline.engines.automodel.diverged import LOSS, finite_weights, learned_nothing, require_finite
 from pipeline.engines.automodel.examples import IGNORED
 from pipeline.engines.automodel.linear_loss import linear_cross_entropy
 from pipeline.schema import Optimisation
@@ -181,7 +181,7 @@ class NextTokenRecipe(TrainFinetuneRecipeForNextTokenPrediction):
         """
         made = super()._run_train_optim_step(batches, max_grad_norm)
         figures = made.metrics
-        self._require_finite({"the loss": figures["loss"], "the gradient's norm": figures["grad_norm"]})
+        self._require_finite({LOSS: figures["loss"], "the gradient's norm": figures["grad_norm"]})
         _ = self.step_scheduler.sigterm_received
         return made
 

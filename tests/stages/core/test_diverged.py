@@ -156,3 +156,17 @@ def test_a_loss_is_held_to_chance_and_to_the_start(
 ) -> None:
     told = learned_nothing(loss, first, vocabulary)
     assert (told is None) if words is None else (words in str(told))
+
+
+def test_a_first_loss_that_is_no_number_is_the_models_own(tmp_path: Path) -> None:
+    from pipeline import schema
+    from pipeline.engines.automodel.diverged import require_finite
+
+    for figures, done, told in (
+        ({"the loss": float("nan")}, 1, True),
+        ({"the loss": float("nan")}, 2, False),
+        ({"the validation loss": float("nan")}, 1, False),
+    ):
+        with pytest.raises(InputError) as caught:
+            require_finite(figures, done, schema.Train(), "train", tmp_path)
+        assert ("look at its weights first" in str(caught.value)) is told

@@ -49,7 +49,7 @@ def test_what_transformers_builds_passes(tmp_path: Path, changes: dict[str, Any]
     "changes",
     [
         {"hidden_act": "nonsense"}, {"hidden_act": None}, {"rope_scaling": {"rope_type": "foo", "factor": 2.0}},
-            {"_attn_implementation": "flash_attention_9"}, {"model_type": "no-such-model"},
+        {"_attn_implementation": "flash_attention_9"}, {"model_type": "no-such-model"},
         {"return_dict": False}, {"rms_norm_eps": "small"}, {"id2label": "x"},
     ],
 )  # fmt: skip
